@@ -1,0 +1,322 @@
+"""The three tables that every other module speaks: products, queries, interactions. Sources write them, models read them.
+
+A catalogue is a folder: `products.parquet` (with the encoded images), `queries.parquet`, `interactions.parquet`,
+`catalogue.json` (name, fingerprint, how it was made) and, where the source knows it, `truth.parquet`.
+Inside makelib a product or query is its *row* (int64 position in its table); ids are for people and files.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("click", "judgment")
+
+PRODUCTS = datasets.Features(
+    {
+        "product_id": datasets.Value("string"),
+        "title": datasets.Value("string"),
+        "image": datasets.Image(),
+        "category": datasets.Value("string"),
+        "attributes": datasets.Json(),
+        "group": datasets.Value("string"),
+    }
+)
+QUERIES = datasets.Features(
+    {
+        "query_id": datasets.Value("string"),
+        "query": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "constraints": datasets.Json(),
+        "intent": datasets.Value("string"),
+    }
+)
+INTERACTIONS = datasets.Features(
+    {
+        "query_id": datasets.Value("string"),
+        "product_id": datasets.Value("string"),
+        "label": datasets.Value("float32"),
+        "kind": datasets.Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A catalogue opened for reading.
+
+    Attributes:
+        folder: where it lies.
+        name: what reports call it.
+        fingerprint: identifies the content of the three tables.
+        info: how it was made; `generated_queries: bool` says whether people or a program asked the queries.
+        products: (N rows) `product_id, title, category, attributes, group`; rows of one `group` are listings of one
+            product (duplicates); pixels are read by `images` and `image`.
+        queries: (Q rows) `query_id, query, split, constraints, intent`; `intent` is what splits keep together.
+        interactions: `query, product` (rows), `label`, `kind`.
+        truth: what only a generator knows about each product (reliability of image and title, …), or None.
+    """
+
+    folder: Path
+    name: str
+    fingerprint: str
+    info: dict[str, Any]
+    products: pd.DataFrame
+    queries: pd.DataFrame
+    interactions: pd.DataFrame
+    truth: pd.DataFrame | None
+    _pixels: datasets.Dataset = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Catalog:
+        """Open a catalogue folder. Raises `UserError` when a table or a column is missing or ids do not fit together."""
+        folder = Path(folder)
+        tables = {name: folder / f"{name}.parquet" for name in ("products", "queries", "interactions")}
+        for path in (*tables.values(), folder / "catalogue.json"):
+            if not path.is_file():
+                raise UserError(
+                    f"{folder} is not a catalogue: {path.name} is missing. "
+                    "Make one with `python -m makelib data bazaar` or `python -m makelib data import <folder>`."
+                )
+        info = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+        cache = str(folder / ".cache" / "datasets")
+        loaded = {}
+        for name, features in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
+            loaded[name] = _read(tables[name], cache)
+            missing = set(features) - set(loaded[name].column_names)
+            if missing:
+                raise UserError(f"{tables[name]} lacks the column(s) {', '.join(sorted(missing))}.")
+        products = loaded["products"].remove_columns("image").to_pandas()
+        queries = loaded["queries"].to_pandas()
+        ids = loaded["interactions"].to_pandas()
+        interactions = pd.DataFrame(
+            {
+                "query": _rows_of(ids["query_id"], queries["query_id"], tables["interactions"]),
+                "product": _rows_of(ids["product_id"], products["product_id"], tables["interactions"]),
+                "label": ids["label"].astype(np.float32),
+                "kind": ids["kind"],
+            }
+        )
+        truth = pd.read_parquet(folder / "truth.parquet") if (folder / "truth.parquet").is_file() else None
+        return cls(
+            folder, info["name"], info["fingerprint"], info, products, queries, interactions, truth, loaded["products"]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    # -- pixels ---------------------------------------------------------------------------------------------------
+
+    def image(self, row: int) -> Image.Image | None:
+        """The product's photograph as RGB at its own size, or None."""
+        cell = self._pixels[int(row)]["image"]
+        return None if cell is None else cell.convert("RGB")
+
+    def images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """All photographs at `size` x `size`: uint8 pixels (N, size, size, 3), memory-mapped, and bool (N,) where there is one.
+
+        Each is fitted into the square on white. Computed once per size and kept in the catalogue's cache folder.
+        """
+        pixels_file = self.folder / ".cache" / f"images-{self.fingerprint}-{size}.npy"
+        present_file = pixels_file.with_name(f"present-{self.fingerprint}-{size}.npy")
+        if not (pixels_file.is_file() and present_file.is_file()):
+            cells = self._pixels.select_columns("image").cast_column("image", datasets.Image(decode=False))
+            present = np.zeros(len(self), dtype=bool)
+            with atomic_file(pixels_file) as draft:
+                pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (len(self), size, size, 3))
+                bar = progress(description="images", total=len(self), unit="img")
+                for start in range(0, len(self), 1000):
+                    for offset, cell in enumerate(cells[start : start + 1000]["image"]):
+                        if cell is not None:
+                            pixels[start + offset] = fit(Image.open(io.BytesIO(cell["bytes"])), size)
+                            present[start + offset] = True
+                    bar.update(min(1000, len(self) - start))
+                bar.close()
+                pixels.flush()
+                del pixels
+            with atomic_file(present_file) as draft:
+                np.save(draft, present)
+        return np.load(pixels_file, mmap_mode="r"), np.load(present_file)
+
+    # -- queries and judgments ------------------------------------------------------------------------------------
+
+    def query_rows(self, split: str) -> np.ndarray:
+        """Rows of the queries of a split, int64 (n,)."""
+        return np.flatnonzero(self.queries["split"].to_numpy() == split)
+
+    def clicks(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Clicked pairs of a split: query rows and product rows, int64 (n,) each, one entry per click."""
+        table = self.interactions
+        wanted = (table["kind"] == "click") & (table["label"] > 0)
+        wanted &= (self.queries["split"].to_numpy() == split)[table["query"].to_numpy()]
+        return table.loc[wanted, "query"].to_numpy(np.int64), table.loc[wanted, "product"].to_numpy(np.int64)
+
+    def relevance(self, query_rows: np.ndarray) -> np.ndarray:
+        """Graded relevance, float32 (len(query_rows), N), 0 to 1.
+
+        With constraints: the share of the query's constraints that the product's attributes meet. Without: the labels
+        of kind `judgment`; without those either, the clicks. 1 means fully relevant.
+        """
+        query_rows = np.asarray(query_rows, dtype=np.int64)
+        relevance = np.zeros((len(query_rows), len(self)), dtype=np.float32)
+        wanted = [value or {} for value in self.queries["constraints"].iloc[query_rows]]
+        counts = np.array([len(constraints) for constraints in wanted])
+        for key in sorted({key for constraints in wanted for key in constraints}):
+            values, have = self._attribute(key)
+            asked = np.array([values.get(c[key], -2) if key in c else -3 for c in wanted])
+            relevance += asked[:, None] == have[None, :]
+        relevance /= np.maximum(counts, 1)[:, None]
+        if (counts == 0).any():
+            table = self.interactions
+            kinds = ("judgment",) if (table["kind"] == "judgment").any() else ("click",)
+            judged = table[table["kind"].isin(kinds)]
+            position = np.full(len(self.queries), -1)
+            position[query_rows[counts == 0]] = np.flatnonzero(counts == 0)
+            keep = position[judged["query"].to_numpy()] >= 0
+            judged = judged[keep]
+            relevance[position[judged["query"].to_numpy()], judged["product"].to_numpy()] = judged["label"]
+        return relevance
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """Number of the duplicate group of each product, int64 (N,); listings of one product share it."""
+        return pd.factorize(self.products["group"].fillna(self.products["product_id"]))[0].astype(np.int64)
+
+    @functools.cached_property
+    def seen(self) -> np.ndarray:
+        """Whether a training click touches the product or a duplicate listing of it, bool (N,); the rest is cold."""
+        _, clicked = self.clicks("train")
+        return np.isin(self.groups, self.groups[clicked])
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019  catalogues live as long as the process
+    def _attribute(self, key: str) -> tuple[dict[str, int], np.ndarray]:
+        values = [(attributes or {}).get(key) for attributes in self.products["attributes"]]
+        codes, names = pd.factorize(pd.Series(values, dtype=object))
+        return {name: code for code, name in enumerate(names)}, codes
+
+    def __hash__(self) -> int:
+        return hash((str(self.folder), self.fingerprint))
+
+
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """An image fitted into a white square: uint8 (size, size, 3), aspect ratio kept."""
+    image = image.convert("RGB")
+    scale = size / max(image.size)
+    inner = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
+    )  # fmt: skip
+    canvas = Image.new("RGB", (size, size), "white")
+    canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    return np.asarray(canvas)
+
+
+def write_catalog(
+    folder: Path,
+    *,
+    name: str,
+    products: datasets.Dataset | pd.DataFrame,
+    queries: pd.DataFrame,
+    interactions: pd.DataFrame,
+    truth: pd.DataFrame | None = None,
+    info: dict[str, Any] | None = None,
+    extra_files: dict[str, str] | None = None,
+) -> Catalog:
+    """Check the three tables and write them as a catalogue folder, whole or not at all; returns it opened.
+
+    Args:
+        products: columns of `PRODUCTS`; `image` as {"bytes": encoded file, "path": None} or None. `group` may be absent.
+        queries: columns of `QUERIES`; `intent` may be absent (then each distinct set of constraints, or string, is one).
+        interactions: columns of `INTERACTIONS`.
+        truth: one row per product, in the same order.
+        info: JSON-able notes kept in `catalogue.json`; say `generated_queries`.
+        extra_files: further text files to lay beside the tables, name to content.
+
+    Raises `UserError` for duplicate ids, an unknown split or kind, or an interaction that names an unknown id.
+    """
+    folder = Path(folder)
+    if isinstance(products, pd.DataFrame):
+        products = datasets.Dataset.from_dict(
+            {column: products[column].tolist() if column in products else [None] * len(products) for column in PRODUCTS},
+            features=PRODUCTS,
+        )
+    queries = queries.copy()
+    if "constraints" not in queries:
+        queries["constraints"] = None
+    if "intent" not in queries:
+        queries["intent"] = [
+            json.dumps(constraints, sort_keys=True) if constraints else text.strip().lower()
+            for constraints, text in zip(queries["constraints"], queries["query"], strict=True)
+        ]
+    for table, key in ((pd.Series(products["product_id"]), "product_id"), (queries["query_id"], "query_id")):
+        if table.duplicated().any():
+            raise UserError(f"{key} {table[table.duplicated()].iloc[0]!r} stands on more than one row; ids must be unique.")
+    for table, column, allowed in ((queries, "split", SPLITS), (interactions, "kind", KINDS)):
+        unknown = set(table[column]) - set(allowed)
+        if unknown:
+            raise UserError(f"{column} {sorted(map(str, unknown))[0]!r} is unknown; use one of {', '.join(allowed)}.")
+    _rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
+    _rows_of(interactions["product_id"], pd.Series(products["product_id"]), Path("interactions"))
+    with atomic_folder(folder) as draft, _quiet():
+        products.to_parquet(draft / "products.parquet")
+        for table, features, file in ((queries, QUERIES, "queries"), (interactions, INTERACTIONS, "interactions")):
+            datasets.Dataset.from_dict(
+                {column: table[column].tolist() for column in features}, features=features
+            ).to_parquet(draft / f"{file}.parquet")  # fmt: skip
+        if truth is not None:
+            truth.to_parquet(draft / "truth.parquet", index=False)
+        mark = fingerprint(
+            *((draft / f"{file}.parquet").read_bytes() for file in ("products", "queries", "interactions"))
+        )  # fmt: skip
+        for file, content in (extra_files or {}).items():
+            (draft / file).write_text(content, encoding="utf-8")
+        (draft / "catalogue.json").write_text(
+            json.dumps({"generated_queries": False, **(info or {}), "name": name, "fingerprint": mark}, indent=2),
+            encoding="utf-8",
+        )
+    return Catalog.open(folder)
+
+
+def _rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
+    rows = pd.Index(table_ids).get_indexer(pd.Index(ids))
+    if (rows < 0).any():
+        missing = ids.to_numpy()[rows < 0][0]
+        raise UserError(
+            f"{where}: {table_ids.name or 'product_id'} {missing!r} is named but stands in no row of its table "
+            f"({int((rows < 0).sum())} such rows)."
+        )
+    return rows.astype(np.int64)
+
+
+def _read(path: Path, cache: str) -> datasets.Dataset:
+    with _quiet():
+        try:
+            return datasets.Dataset.from_parquet(str(path), cache_dir=cache)
+        except Exception as error:
+            raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+class _quiet(warnings.catch_warnings):
+    """Keep the bars of `datasets` out of the terminal while tables of a few seconds are read or written."""
+
+    def __enter__(self) -> None:
+        self._bars = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars:
+            datasets.enable_progress_bars()
+        super().__exit__(*exception)

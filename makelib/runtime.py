@@ -1,0 +1,145 @@
+"""What every other module needs from the process it runs in: errors a user can mend, progress, safe writes, provenance.
+
+Nothing here knows products, queries or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tqdm.auto
+
+PACKAGES = (
+    "torch", "torchvision", "transformers", "timm", "datasets", "accelerate", "faiss-cpu", "ir-measures", "scipy",
+    "scikit-learn", "bm25s", "numpy", "pandas", "matplotlib", "jupyterlab", "ipywidgets", "papermill", "nbconvert",
+)  # fmt: skip
+
+
+class UserError(Exception):
+    """A mistake the user can mend. Say what is wrong, where, and how to mend it; the command line prints it as one
+    line, without a traceback, and exits with code 2."""
+
+
+def progress(
+    iterable: Iterable | None = None,
+    *,
+    description: str,
+    total: int | None = None,
+    unit: str = "it",
+    disable: bool = False,
+) -> tqdm.auto.tqdm:
+    """A progress bar: a widget in JupyterLab, a line in a terminal, a rare plain line where output is a log.
+
+    In a headless notebook (`MAKELIB_HEADLESS=1`, set by the report runner) a bar would flood the report, so there is none.
+    """
+    headless = os.environ.get("MAKELIB_HEADLESS") == "1"
+    bar = tqdm.auto.tqdm if "ipykernel" in sys.modules else tqdm.tqdm
+    mininterval = 0.2 if "ipykernel" in sys.modules or sys.stderr.isatty() else 10.0
+    return bar(
+        iterable, desc=description, total=total, unit=unit, disable=disable or headless, mininterval=mininterval, leave=False
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Write a folder so that other readers see either the old one or the new one, never half of one.
+
+    Yields a temporary sibling; on success it takes the place of `target`, on an exception it is removed.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    draft.chmod(0o755)
+    try:
+        yield draft
+        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+        if target.exists():
+            os.replace(target, retired / "old")
+        os.replace(draft, target)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Like `atomic_folder`, for one file: yields a temporary path that replaces `target` on success."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        draft.chmod(0o644)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def fingerprint(*parts: Any) -> str:
+    """12 hexadecimal digits that identify JSON-able values (keys sorted) and byte strings."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Fix the thread count of torch and faiss in one place (both bring OpenMP); `None` takes `MAKELIB_THREADS` or all cores."""
+    import faiss
+    import torch
+
+    threads = threads or int(os.environ.get("MAKELIB_THREADS", 0)) or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    return threads
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def provenance() -> dict[str, Any]:
+    """Which code, packages and machine produced a result."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            call = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return call.stdout.strip() if call.returncode == 0 else None
+
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    import torch
+
+    status = git("status", "--porcelain")
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "packages": versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }

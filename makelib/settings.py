@@ -1,0 +1,283 @@
+"""Every number that a person may want to change, as one tree of frozen dataclasses, with presets and YAML.
+
+The tree holds values only; what they do is said in the module that reads them. `preset("quick")` gives a tree,
+`settings.replace("training.steps", 100)` a changed copy, `read_yaml`/`write_yaml` carry it to and from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+import yaml
+
+from makelib.runtime import UserError, atomic_file
+
+FUSIONS = ("title", "image", "mean", "global", "joint", "gate", "adaptive")
+Fusion = Literal["title", "image", "mean", "global", "joint", "gate", "adaptive"]
+
+
+@dataclass(frozen=True)
+class Bazaar:
+    """The generated catalogue, see `makelib.sources.bazaar`."""
+
+    products: int = 6000
+    queries: int = 3000
+    clicks: int = 60000
+    image_size: int = 32
+    seed: int = 7
+    language: Literal["en", "zh"] = "en"
+    #: share of titles that name an attribute which the image shows (colour, pattern, silhouette)
+    title_names_visible: float = 0.25
+    #: share of queries that use a synonym which no title uses
+    synonyms: float = 0.30
+    #: share of queries without the category word
+    no_category: float = 0.30
+    #: share of clicks on a wrong product of the category
+    wrong_clicks: float = 0.10
+    missing_title: float = 0.03
+    missing_image: float = 0.03
+    duplicates: float = 0.05
+    #: share of products that no training click touches (cold products)
+    cold: float = 0.15
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenizer and lengths, see `makelib.text`. Lengths are in tokens, special tokens included."""
+
+    vocabulary: int = 2000
+    query_tokens: int = 12
+    title_tokens: int = 28
+    enriched_tokens: int = 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """The three encoders and their fusion, see `makelib.encoders`, `makelib.fusion`, `makelib.model`."""
+
+    fusion: Fusion = "adaptive"
+    #: retrieval width d
+    dim: int = 64
+    #: encoder width D
+    width: int = 64
+    text_layers: int = 1
+    heads: int = 4
+    #: name or folder of a pretrained `transformers` text encoder; empty: a small one from scratch
+    text_backbone: str = ""
+    #: name of a `timm` model
+    image_backbone: str = "test_resnet.r160_in1k"
+    image_pretrained: bool = False
+    #: pixels per side that the image encoder sees
+    image_size: int = 32
+    #: which level of the backbone's feature maps becomes the patches
+    image_level: int = 2
+    dropout: float = 0.0
+    #: temperature of the gate's softmax (tau_g)
+    gate_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """Keyword Enhancement, see `makelib.keywords`."""
+
+    extractor: Literal["tfidf", "salience"] = "salience"
+    enrichment: bool = False
+    false_negatives: Literal["none", "rule", "oracle"] = "none"
+    #: keywords kept per title
+    per_title: int = 6
+    #: keywords added to a query, at most
+    per_query: int = 3
+    keyword_dropout: float = 0.3
+    #: keep the gradient of the keyword losses out of the product side
+    detach_product: bool = False
+    #: rule R3: from this share of pre-training on, a slow copy of the model marks further false negatives; 0 = never
+    model_rule_after: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Weights of the training objectives, see `makelib.losses`; 0 = not computed."""
+
+    query_product: float = 1.0
+    title_image: float = 0.1
+    query_image: float = 0.3
+    title_image_matching: float = 0.0
+    query_product_matching: float = 0.0
+    masked_language: float = 0.0
+    keyword_enhanced: float = 0.3
+    distillation: float = 0.3
+    #: entropy of the batch mean of the modal weights, decayed to 0 over pre-training
+    gate_entropy: float = 0.05
+    #: additive margin of `query_product`, in cosine
+    margin: float = 0.0
+    #: subtract log popularity from the logits of in-batch negatives (logQ correction)
+    popularity_correction: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """The loop, see `makelib.training`. One step is one batch of `batch_size` clicked (query, product) pairs per process."""
+
+    steps: int = 400
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip: float = 1.0
+    #: share of rows whose title (and as many whose image) is hidden in training
+    modality_dropout: float = 0.1
+    #: never two rows of one batch with the same query
+    unique_queries: bool = False
+    finetune_steps: int = 0
+    hard_negatives: int = 1
+    #: evaluations on validation queries, spread evenly over the pre-training steps (step 0 always comes first)
+    evaluations: int = 2
+    #: stop after so many evaluations without a better validation Recall@100; 0 = never
+    patience: int = 0
+    #: steps between checkpoints
+    checkpoint_every: int = 200
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+@dataclass(frozen=True)
+class Index:
+    """Search, see `makelib.index`."""
+
+    kind: Literal["exact", "hnsw", "ivf"] = "exact"
+    hnsw_links: int = 32
+    hnsw_search: int = 128
+    ivf_lists: int = 64
+    ivf_probes: int = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How retrieval is judged, see `makelib.evaluation`."""
+
+    cutoffs: tuple[int, ...] = (10, 50, 100)
+    validation_queries: int = 300
+    test_queries: int = 800
+    resamples: int = 2000
+    alpha: float = 0.05
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Which variants run, see `makelib.ablation`."""
+
+    fusions: tuple[str, ...] = ("title", "mean", "global", "joint", "adaptive")
+    keywords: tuple[str, ...] = ("none", "enrichment", "false_negatives", "both")
+    workers: int = 0  #: processes side by side; 0 = one per core
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole tree; `name` is the preset that it started from."""
+
+    name: str = "quick"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    bazaar: Bazaar = field(default_factory=Bazaar)
+    text: Text = field(default_factory=Text)
+    model: Model = field(default_factory=Model)
+    keywords: Keywords = field(default_factory=Keywords)
+    objectives: Objectives = field(default_factory=Objectives)
+    training: Training = field(default_factory=Training)
+    index: Index = field(default_factory=Index)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    ablation: Ablation = field(default_factory=Ablation)
+
+    def replace(self, **changes: Any) -> Settings:
+        """A changed copy: `settings.replace(**{"training.steps": 100, "model.fusion": "mean"})`.
+
+        Raises `UserError` for a name that does not exist or a value of the wrong type.
+        """
+        tree = to_dict(self)
+        for path, value in changes.items():
+            *parents, leaf = path.split(".")
+            branch = tree
+            for parent in parents:
+                branch = branch.get(parent) if isinstance(branch, dict) else None
+            if not isinstance(branch, dict) or leaf not in branch:
+                raise UserError(f"There is no setting {path!r}. Known: {', '.join(_leaves(to_dict(self)))}.")
+            branch[leaf] = value
+        return from_dict(tree)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """The tree as plain dictionaries, lists and scalars, ready for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(settings))
+
+
+def from_dict(tree: dict[str, Any], where: str = "settings") -> Settings:
+    """The inverse of `to_dict`. Missing keys take their defaults; unknown keys and wrong types raise `UserError`."""
+    config = dacite.Config(
+        strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x}
+    )  # fmt: skip
+    try:
+        return dacite.from_dict(Settings, tree, config)
+    except dacite.DaciteError as error:
+        raise UserError(f"{where}: {error}. See makelib/settings.py for every key and its type.") from None
+
+
+def read_yaml(path: Path) -> Settings:
+    """Settings from a YAML file. Raises `UserError` when it is missing, is no YAML mapping or has unknown keys."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read settings from {path}: {error}".replace("\n", " ")) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of settings, such as `training: {{steps: 100}}`.")
+    return from_dict(tree, where=str(path))
+
+
+def write_yaml(settings: Settings, path: Path) -> None:
+    """Write the whole tree, so that a run folder says everything that it ran with."""
+    with atomic_file(path) as draft:
+        draft.write_text(yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def preset(name: str) -> Settings:
+    """`smoke` (seconds, for tests), `quick` (minutes, the default) or `full` (hours, all arms, five seeds)."""
+    quick = Settings()
+    presets = {
+        "quick": {},
+        "smoke": {
+            "seeds": (0,),
+            "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
+            "training.steps": 60, "training.batch_size": 128, "training.evaluations": 1,
+            "text.vocabulary": 1000,
+            "evaluation.validation_queries": 60, "evaluation.test_queries": 150, "evaluation.resamples": 200,
+        },
+        "full": {
+            "seeds": (0, 1, 2, 3, 4),
+            "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
+            "model.width": 128, "model.dim": 128, "model.text_layers": 2,
+            "training.steps": 4000, "training.evaluations": 10, "training.patience": 4, "training.finetune_steps": 400,
+            "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
+            "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000, "evaluation.resamples": 10000,
+            "ablation.fusions": FUSIONS,
+            "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "oracle", "unique_queries", "tfidf"),
+        },
+    }  # fmt: skip
+    if name not in presets:
+        raise UserError(f"Unknown preset {name!r}. Choose one of: {', '.join(presets)}.")
+    return quick.replace(name=name, **presets[name])
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> typing.Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
