@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from PIL import Image
 
 from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
@@ -164,31 +165,34 @@ class Catalog:
         wanted &= (self.queries["split"].to_numpy() == split)[table["query"].to_numpy()]
         return table.loc[wanted, "query"].to_numpy(np.int64), table.loc[wanted, "product"].to_numpy(np.int64)
 
-    def relevance(self, query_rows: np.ndarray) -> np.ndarray:
-        """Graded relevance, float32 (len(query_rows), N), 0 to 1.
+    def relevance(self, query_rows: np.ndarray, product_rows: np.ndarray | None = None) -> np.ndarray:
+        """Graded relevance, float32 (len(query_rows), N or len(product_rows)), 0 to 1; query rows may repeat.
 
         With constraints: the share of the query's constraints that the product's attributes meet. Without: the labels
         of kind `judgment`; without those either, the clicks. 1 means fully relevant.
         """
-        query_rows = np.asarray(query_rows, dtype=np.int64)
-        relevance = np.zeros((len(query_rows), len(self)), dtype=np.float32)
+        query_rows, back = np.unique(np.asarray(query_rows, dtype=np.int64), return_inverse=True)
+        product_rows = np.arange(len(self)) if product_rows is None else np.asarray(product_rows, dtype=np.int64)
+        relevance = np.zeros((len(query_rows), len(product_rows)), dtype=np.float32)
         wanted = [value or {} for value in self.queries["constraints"].iloc[query_rows]]
         counts = np.array([len(constraints) for constraints in wanted])
         for key in sorted({key for constraints in wanted for key in constraints}):
             values, have = self._attribute(key)
             asked = np.array([values.get(c[key], -2) if key in c else -3 for c in wanted])
-            relevance += asked[:, None] == have[None, :]
+            relevance += asked[:, None] == have[product_rows][None, :]
         relevance /= np.maximum(counts, 1)[:, None]
         if (counts == 0).any():
-            table = self.interactions
-            kinds = ("judgment",) if (table["kind"] == "judgment").any() else ("click",)
-            judged = table[table["kind"].isin(kinds)]
-            position = np.full(len(self.queries), -1)
-            position[query_rows[counts == 0]] = np.flatnonzero(counts == 0)
-            keep = position[judged["query"].to_numpy()] >= 0
-            judged = judged[keep]
-            relevance[position[judged["query"].to_numpy()], judged["product"].to_numpy()] = judged["label"]
-        return relevance
+            relevance[counts == 0] = self._judged[query_rows[counts == 0]][:, product_rows].toarray()
+        return relevance[back]
+
+    @functools.cached_property
+    def _judged(self) -> sp.csr_matrix:
+        kinds = ("judgment",) if (self.interactions["kind"] == "judgment").any() else ("click",)
+        judged = self.interactions[self.interactions["kind"].isin(kinds)]
+        judged = judged.groupby(["query", "product"], as_index=False)["label"].max()
+        return sp.csr_matrix(
+            (judged["label"], (judged["query"], judged["product"])), shape=(len(self.queries), len(self))
+        )  # fmt: skip
 
     @functools.cached_property
     def groups(self) -> np.ndarray:

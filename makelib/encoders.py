@@ -1,0 +1,89 @@
+"""The three encoders: query, title and image, each from raw input to *states* of width D. Pooling and projection live here too;
+what joins the modalities is in `makelib.fusion`.
+
+B batch, L tokens, P patches, D encoder width.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertConfig
+from transformers.configuration_utils import PretrainedConfig
+
+
+def text_config(
+    backbone: str, *, vocabulary: int, width: int, layers: int, heads: int, dropout: float, pad: int
+) -> PretrainedConfig:
+    """The configuration of a `transformers` text encoder: that of a pretrained one, or a small BERT from scratch."""
+    if backbone:
+        return AutoConfig.from_pretrained(backbone)
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=128,
+        type_vocab_size=2,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=pad,
+    )
+
+
+class TextEncoder(nn.Module):
+    """A `transformers` encoder over token ids. Used twice: `QueryEncoder` for queries, `TitleEncoder` for titles."""
+
+    def __init__(self, config: PretrainedConfig, width: int) -> None:
+        super().__init__()
+        self.backbone = AutoModel.from_config(config)
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler = None  # tokens are pooled by their mean [team: better than the first token]
+        self.project = nn.Linear(config.hidden_size, width) if config.hidden_size != width else nn.Identity()
+
+    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Token states (B, L, D) of ids int64 (B, L), mask (B, L) with 1 at real tokens, segments (B, L) in {0, 1}."""
+        known = {} if segments is None or getattr(self.backbone.config, "type_vocab_size", 0) < 2 else {"token_type_ids": segments}
+        return self.project(self.backbone(input_ids=ids, attention_mask=mask, **known).last_hidden_state)
+
+
+class QueryEncoder(TextEncoder):
+    """Encodes the shopper's query; separate from the title's because queries are brief and titles are not [paper]."""
+
+
+class TitleEncoder(TextEncoder):
+    """Encodes the seller's title."""
+
+
+class ImageEncoder(nn.Module):
+    """A `timm` backbone whose feature map at one level becomes the patches."""
+
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, backbone: str, *, image_size: int, level: int, width: int) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(backbone, pretrained=False, features_only=True, out_indices=(level,))
+        self.backbone.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(self.MEAN).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(self.STD).view(1, 3, 1, 1) * 255)
+        channels, reduction = self.backbone.feature_info.channels()[0], self.backbone.feature_info.reduction()[0]
+        patches = -(-image_size // reduction)
+        self.project = nn.Linear(channels, width)
+        self.position = nn.Parameter(torch.zeros(1, patches * patches, width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Patch states (B, P, D), row by row, of RGB pixels uint8 (B, S, S, 3)."""
+        pixels = pixels.permute(0, 3, 1, 2).to(self.project.weight.dtype)  # (B, 3, S, S), channels last in memory
+        feature_map = self.backbone((pixels - self.mean) / self.std)[0]  # (B, C, s, s)
+        return self.norm(self.project(feature_map.flatten(2).transpose(1, 2)) + self.position)
+
+
+def mean_pool(states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over real positions: states (B, L, D), mask (B, L) with 1 at real ones -> (B, D). Padding never counts."""
+    if mask is None:
+        return states.mean(dim=1)
+    weight = mask.to(states.dtype)
+    return torch.einsum("bld,bl->bd", states, weight) / weight.sum(dim=1, keepdim=True).clamp(min=1)

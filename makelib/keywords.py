@@ -1,0 +1,206 @@
+"""Keyword Enhancement: which words of a title matter, queries enriched with them, and which in-batch negatives are false.
+
+The paper names the aim (richer representations of brief queries, fewer false negatives); the three parts here are ours and
+each has its own switch. Word sets are sparse matrices and a batch costs a few sparse products, never a loop over pairs.
+
+N products, Q queries, V words, B batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
+from makelib.catalog import Catalog
+from makelib.settings import Keywords
+from makelib.text import words
+
+
+@dataclass(frozen=True)
+class WordTables:
+    """Which words stand in which title and query, counted once per catalogue.
+
+    Attributes:
+        vocabulary: V words, sorted; those of titles of products seen in training and of training queries.
+        titles: bool csr (N, V). queries: bool csr (Q, V).
+        known: bool (Q,), whether every word of the query is in `vocabulary`.
+        typed: float32 csr (N, V), in how many training clicks on the product was the word typed.
+        clicks: float32 (N,), training clicks per product.
+        idf: float32 (V,), from the titles of seen products.
+    """
+
+    vocabulary: list[str]
+    titles: sp.csr_matrix
+    queries: sp.csr_matrix
+    known: np.ndarray
+    typed: sp.csr_matrix
+    clicks: np.ndarray
+    idf: np.ndarray
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> WordTables:
+        """Count. Everything learned comes from training data: titles of seen products, training queries and clicks."""
+        titles, queries = catalog.products["title"].fillna(""), catalog.queries["query"]
+        query_rows, product_rows = catalog.clicks("train")
+        counter = CountVectorizer(analyzer=words, binary=True, dtype=np.float32)
+        counter.fit([*titles[catalog.seen], *queries.iloc[catalog.query_rows("train")]])
+        vocabulary = counter.vocabulary_
+        title_words, query_words = counter.transform(titles), counter.transform(queries)
+        known = np.array([all(word in vocabulary for word in words(query)) for query in queries], dtype=bool)
+        pairs = sp.csr_matrix(
+            (np.ones(len(query_rows), np.float32), (product_rows, query_rows)), shape=(len(titles), len(queries))
+        )  # fmt: skip
+        idf = TfidfTransformer().fit(title_words[np.flatnonzero(catalog.seen)]).idf_.astype(np.float32)
+        return cls(
+            vocabulary=list(counter.get_feature_names_out()),
+            titles=title_words.tocsr(),
+            queries=query_words.tocsr(),
+            known=known,
+            typed=(pairs @ query_words).tocsr(),
+            clicks=np.asarray(pairs.sum(axis=1)).ravel(),
+            idf=idf,
+        )
+
+
+def tfidf(tables: WordTables) -> sp.csr_matrix:
+    """Weight of each word of each title, csr (N, V): its idf. Plain, and misled by stuffing: a wrong rare brand weighs most."""
+    return tables.titles.multiply(tables.idf[None, :]).tocsr()
+
+
+def salience(tables: WordTables, prior_clicks: float = 4.0) -> sp.csr_matrix:
+    """Weight of each word of each title, csr (N, V), learned from training clicks only (ours).
+
+    `weight(n, v) = idf(v) · (typed(n, v) + m · rate(v)) / (clicks(n) + m)`: how often shoppers who clicked this very product had
+    typed the word, drawn towards `rate(v)`, how often those who clicked *any* title with the word had typed it. A word
+    stuffed into a title is not typed by those who click it, so its weight falls; a product without clicks falls back to the rate.
+    """
+    shown = np.asarray(tables.titles.multiply(tables.clicks[:, None]).sum(axis=0)).ravel()
+    typed_in_title = tables.titles.multiply(tables.typed).tocsr()
+    rate = (np.asarray(typed_in_title.sum(axis=0)).ravel() + 1.0) / (shown + 20.0)  # smoothed towards 1 in 20
+    weight = typed_in_title + tables.titles.multiply(prior_clicks * rate[None, :])
+    weight = weight.multiply(1.0 / (tables.clicks[:, None] + prior_clicks)).multiply(tables.idf[None, :])
+    return weight.tocsr().astype(np.float32)
+
+
+EXTRACTORS = {"tfidf": tfidf, "salience": salience}
+
+
+class KeywordTable:
+    """The `per_title` heaviest words of every title: `ids` int64 (N, k), -1 where there are fewer, and `weights` float32 (N, k)."""
+
+    def __init__(self, tables: WordTables, settings: Keywords) -> None:
+        self.vocabulary = np.array(tables.vocabulary, dtype=object)
+        weights = EXTRACTORS[settings.extractor](tables)
+        k = settings.per_title
+        self.ids = np.full((weights.shape[0], k), -1, dtype=np.int64)
+        self.weights = np.zeros((weights.shape[0], k), dtype=np.float32)
+        # one sort over all entries: by title, then by falling weight, then by word, so that ties are stable
+        entries = weights.tocoo()
+        order = np.lexsort((entries.col, -entries.data, entries.row))
+        rows, columns, values = entries.row[order], entries.col[order], entries.data[order]
+        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        top = rank < k
+        self.ids[rows[top], rank[top]] = columns[top]
+        self.weights[rows[top], rank[top]] = values[top]
+
+    def words(self, product: int) -> list[tuple[str, float]]:
+        """Keywords of one product with their weights, heaviest first."""
+        return [(self.vocabulary[i], float(w)) for i, w in zip(self.ids[product], self.weights[product], strict=True) if i >= 0]
+
+
+def enrich(
+    keywords: KeywordTable,
+    queries: sp.csr_matrix,
+    product_rows: np.ndarray,
+    settings: Keywords,
+    random: np.random.Generator,
+) -> list[str]:
+    """The second segment of `q⁺ = query [SEP] keywords` for each row of a batch: up to `per_query` keywords of the clicked product.
+
+    Sampled without replacement in proportion to their weight among those not already in the query; each is then dropped
+    with probability `keyword_dropout`. `queries`: word sets of the batch's queries, csr (B, V).
+    """
+    ids, weights = keywords.ids[product_rows], keywords.weights[product_rows].astype(np.float64)  # (B, k)
+    said = np.asarray(queries[np.arange(len(ids))[:, None], np.maximum(ids, 0)].todense()) > 0
+    weights[said | (ids < 0)] = 0.0
+    # Gumbel top-k is sampling without replacement in proportion to the weights
+    noise = random.gumbel(size=weights.shape)
+    score = np.where(weights > 0, np.log(np.maximum(weights, 1e-12)) + noise, -np.inf)
+    chosen = np.argsort(-score, axis=1, kind="stable")[:, : settings.per_query]
+    kept = np.isfinite(np.take_along_axis(score, chosen, 1)) & (random.random(chosen.shape) >= settings.keyword_dropout)
+    picked = keywords.vocabulary[np.take_along_axis(ids, chosen, 1)]
+    return [" ".join(words_[keep]) for words_, keep in zip(picked, kept, strict=True)]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """positives, negatives bool (B, B); a pair that is neither is left out of every loss."""
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+
+class FalseNegatives:
+    """Decides which products of a batch may serve as negatives of which queries (METHOD: rules R0 to R2, ours).
+
+    - R0: the same product, or a duplicate listing of it, is no negative.
+    - R1: a product that the query was clicked on in training, or the clicked product of the same query string, is a further positive.
+    - R2: where every word of the query stands in its own positive's title, a product of the same category whose title has them
+      all too is no negative. It abstains where the words carry no evidence.
+    """
+
+    def __init__(self, catalog: Catalog, tables: WordTables) -> None:
+        query_rows, product_rows = catalog.clicks("train")
+        self.catalog, self.tables, self.groups = catalog, tables, catalog.groups
+        self.category = catalog.products["category"].astype("category").cat.codes.to_numpy()
+        self.strings = catalog.queries["query"].str.strip().str.lower().astype("category").cat.codes.to_numpy()
+        self.clicked = sp.csr_matrix(
+            (np.ones(len(query_rows), np.float32), (self.strings[query_rows], self.groups[product_rows])),
+            shape=(self.strings.max(initial=0) + 1, self.groups.max(initial=0) + 1),
+        )
+        self.lengths = np.asarray(tables.queries.sum(axis=1)).ravel()
+
+    def rule(self, queries: np.ndarray, products: np.ndarray) -> Masks:
+        """Rules R0 to R2 for the batch of clicked pairs (queries[i], products[i]), rows int64 (B,)."""
+        own = np.eye(len(queries), dtype=bool)
+        strings, groups = self.strings[queries], self.groups[products]
+        same_product = groups[:, None] == groups[None, :]
+        clicked = np.asarray(self.clicked[strings][:, groups].todense()) > 0
+        clicked |= strings[:, None] == strings[None, :]
+        positives = own | clicked
+        certain = positives | same_product
+        return _masks(positives, certain, certain | self.worded(queries, products))
+
+    def worded(self, queries: np.ndarray, products: np.ndarray) -> np.ndarray:
+        """Rule R2, bool (B, B): one sparse product counts how many words of query i stand in title j."""
+        covered = np.asarray((self.tables.queries[queries] @ self.tables.titles[products].T).todense())
+        whole = covered >= self.lengths[queries][:, None]
+        evidence = np.diagonal(whole) & self.tables.known[queries] & (self.lengths[queries] > 0)
+        category = self.category[products]
+        return whole & evidence[:, None] & (category[:, None] == category[None, :])
+
+    def oracle(self, queries: np.ndarray, products: np.ndarray) -> Masks:
+        """The upper bound: no fully relevant product is ever a negative. Needs the truth, so it serves comparison only."""
+        positives = self.rule(queries, products).positives
+        return _masks(positives, positives, positives | self.truth(queries, products))
+
+    def none(self, queries: np.ndarray, products: np.ndarray) -> Masks:
+        """Plain in-batch negatives: every other row is one, whatever it is."""
+        own = np.eye(len(queries), dtype=bool)
+        return Masks(own, ~own)
+
+    def truth(self, queries: np.ndarray, products: np.ndarray) -> np.ndarray:
+        """Fully relevant pairs, bool (B, B)."""
+        return self.catalog.relevance(queries, products) >= 1.0
+
+
+def _masks(positives: np.ndarray, certain: np.ndarray, masked: np.ndarray) -> Masks:
+    """At most half of each row is kept from being a negative: certain pairs before the others, then from left to right."""
+    room = len(masked) // 2 - np.cumsum(certain, axis=1)
+    kept = certain & (room >= 0)
+    likely = masked & ~certain
+    kept |= likely & (np.cumsum(likely, axis=1) <= np.maximum(room[:, -1:], 0))
+    return Masks(positives, ~kept & ~positives)

@@ -1,0 +1,147 @@
+"""The training objectives, pure functions on tensors: no module, no state, no data.
+
+`objectives` computes those with a weight and returns them by name; the sum is one line in `makelib.training`.
+None of the formulas below is quoted from the MAKE paper; they are ours, after the works that each names.
+
+B batch (rows are queries, columns are products), d retrieval width.
+`positives`, `negatives` (B, B) bool: product j is a known positive of, may serve as a negative of, query i. A pair may be neither.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from makelib.settings import Keywords, Objectives
+
+#: stands for log 0: finite, so that half precision and rows without any negative stay free of NaN
+LOG_ZERO = -1e4
+
+
+def info_nce(logits: Tensor, positives: Tensor, negatives: Tensor, extra_negatives: Tensor | None = None) -> Tensor:
+    """InfoNCE with several positives per row and some pairs left out (van den Oord 2018; Khosla 2020), scalar float32.
+
+    Each positive k of row i competes with the row's negatives only: `-log e^{s_ik} / (e^{s_ik} + Σ_{j ∈ negatives} e^{s_ij})`;
+    averaged over the row's positives, then over rows that have one. Another positive never stands in the denominator.
+
+    Args: logits (B, C); positives, negatives bool (B, C); extra_negatives, further negative logits (B, H).
+    """
+    logits = logits.float()
+    against = torch.where(negatives, logits, LOG_ZERO)
+    if extra_negatives is not None:
+        against = torch.cat([against, extra_negatives.float()], dim=1)
+    loss = F.softplus(against.logsumexp(dim=1, keepdim=True) - logits)  # (B, C)
+    counts = positives.sum(dim=1)
+    per_row = (loss * positives).sum(dim=1) / counts.clamp(min=1)
+    return per_row.sum() / (counts > 0).sum().clamp(min=1)
+
+
+def contrast(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    margin: float = 0.0,
+    log_popularity: Tensor | None = None,
+    hard: Tensor | None = None,
+) -> Tensor:
+    """Both directions of `info_nce` between unit vectors `rows` and `columns`, each (B, d).
+
+    `margin`: additive margin on the cosine of positives, AM-softmax (Wang 2018). `log_popularity` (B,) of the columns: subtracted
+    from the logits of in-batch negatives, the logQ correction (Yi 2019), for rows → columns only. `hard` (B, d): one mined
+    negative per row. Masks serve both directions: the second uses their transposes.
+    """
+    cosine = rows.float() @ columns.float().T  # (B, B)
+    logits = scale * (cosine - margin * positives)
+    forward = logits if log_popularity is None else torch.where(positives, logits, logits - log_popularity)
+    extra = None if hard is None else scale * (rows.float() * hard.float()).sum(dim=-1, keepdim=True)
+    there = info_nce(forward, positives, negatives, extra)
+    back = info_nce(logits.T, positives.T, negatives.T)
+    return (there + back) / 2
+
+
+def distillation(teacher: Tensor, student: Tensor, candidates: Tensor) -> Tensor:
+    """`KL(stopgrad P(·|q⁺) ‖ P(·|q))` over each row's candidates, scalar; carries what an enriched query knows to the raw one.
+
+    Args: teacher, student logits (B, B); candidates bool (B, B).
+    """
+    teacher = torch.where(candidates, teacher.detach().float(), LOG_ZERO).log_softmax(dim=1)
+    student = torch.where(candidates, student.float(), LOG_ZERO).log_softmax(dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def matching(logits: Tensor, valid: Tensor) -> Tensor:
+    """Binary matching: logits (2B,) of B true pairs and, after them, B sampled false ones; valid bool (B,).
+
+    The prior is ½ for each: a loss that stays at ln 2 = 0.6931 has learned nothing.
+    """
+    labels = torch.cat([torch.ones_like(valid), torch.zeros_like(valid)]).float()
+    loss = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+    weight = torch.cat([valid, valid]).float()
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def gate_entropy(weights: Tensor, both: Tensor) -> Tensor:
+    """`ln 2` minus the entropy of the batch mean of w over products with both modalities, scalar ≥ 0.
+
+    Keeps the gate from collapsing onto one modality at the start, without asking any single product to be undecided.
+    """
+    mean = (weights.float() * both[:, None]).sum(dim=0) / both.sum().clamp(min=1)
+    return math.log(2) + torch.xlogy(mean, mean.clamp(min=1e-9)).sum() if bool(both.any()) else weights.sum() * 0
+
+
+def objectives(
+    features: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    weights: Objectives,
+    keywords: Keywords,
+    *,
+    fusion: str,
+    progress: float = 0.0,
+) -> dict[str, Tensor]:
+    """The objectives that have a weight and that this fusion can be trained with, by name, each a scalar *not yet* weighted.
+
+    Args:
+        features: what `MakeModel.forward` returns.
+        batch: with `positives`, `negatives` (B, B), `present` (B, 2), and `log_popularity` (B,).
+        progress: share of pre-training done, for terms that decay.
+    """
+    q, p, u_t, u_v, scale = (features[name] for name in ("q", "p", "u_t", "u_v", "scale"))
+    positives, negatives, present = batch["positives"], batch["negatives"], batch["present"] > 0
+    both = present.all(dim=1)
+    popularity = batch["log_popularity"] if weights.popularity_correction else None
+    terms: dict[str, Tensor] = {}
+    if weights.query_product:
+        terms["query_product"] = contrast(
+            q, p, scale, positives, negatives,
+            margin=weights.margin, log_popularity=popularity, hard=features.get("p_hard"),
+        )  # fmt: skip
+    if weights.title_image and fusion not in ("title", "image"):
+        own = torch.eye(len(q), dtype=torch.bool, device=q.device)
+        pairs = both[:, None] & both[None, :]
+        terms["title_image"] = contrast(u_t, u_v, scale, own & pairs, negatives & negatives.T & pairs)
+    if weights.query_image and fusion != "title":
+        shown = present[:, 1]
+        terms["query_image"] = contrast(q, u_v, scale, positives & shown, negatives & shown)
+    if "title_image_logits" in features:
+        terms["title_image_matching"] = matching(features["title_image_logits"], batch["valid"])
+    if "query_product_logits" in features:
+        terms["query_product_matching"] = matching(features["query_product_logits"], torch.ones_like(batch["valid"]))
+    if "word_logits" in features:
+        terms["masked_language"] = F.cross_entropy(features["word_logits"].float(), batch["masked_words"])
+    if "q_plus" in features:
+        target = p.detach() if keywords.detach_product else p
+        if weights.keyword_enhanced:
+            terms["keyword_enhanced"] = contrast(features["q_plus"], target, scale, positives, negatives, log_popularity=popularity)
+        if weights.distillation:
+            terms["distillation"] = distillation(
+                scale * features["q_plus"] @ p.T, scale * q @ p.T, positives | negatives
+            )  # fmt: skip
+    if weights.gate_entropy and fusion in ("gate", "adaptive") and progress < 1:
+        terms["gate_entropy"] = (1 - progress) * gate_entropy(features["w"], both)
+    return terms

@@ -1,0 +1,389 @@
+"""`MakeModel`: query, title and image encoders and a fusion, as a `transformers` model that saves and loads itself.
+
+Tensors in, tensors out is `query` and `product`; strings and pixels in, NumPy out is `encode_queries` and
+`encode_products`. Knows nothing of training, indexes or catalogues.
+
+B batch, L tokens, P patches, D encoder width, d retrieval width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from makelib.encoders import ImageEncoder, QueryEncoder, TitleEncoder, mean_pool, text_config
+from makelib.fusion import Product, make_fusion
+from makelib.runtime import UserError, fingerprint, progress
+from makelib.settings import FUSIONS, Model, Objectives, Text
+from makelib.text import encode
+
+
+transformers_logging.disable_progress_bar()  # a model of this size loads in milliseconds
+
+
+class MakeConfig(PretrainedConfig):
+    """Everything that the architecture depends on; `makelib.settings.Model` and `Text` say what each key means."""
+
+    model_type = "make"
+
+    def __init__(
+        self,
+        fusion: str = "adaptive",
+        dim: int = 64,
+        width: int = 64,
+        heads: int = 4,
+        dropout: float = 0.0,
+        gate_temperature: float = 1.0,
+        text: dict | None = None,
+        image_backbone: str = "test_resnet.r160_in1k",
+        image_size: int = 32,
+        image_level: int = 2,
+        query_tokens: int = 12,
+        title_tokens: int = 28,
+        heads_for: Sequence[str] = (),
+        **other,
+    ) -> None:
+        self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
+        self.gate_temperature = gate_temperature
+        self.text = text or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
+        self.image_backbone, self.image_size, self.image_level = image_backbone, image_size, image_level
+        self.query_tokens, self.title_tokens = query_tokens, title_tokens
+        #: objectives that need a head of their own: title_image_matching, query_product_matching, masked_language
+        self.heads_for = list(heads_for)
+        super().__init__(**other)
+
+
+AutoConfig.register("make", MakeConfig)
+
+
+@dataclass(frozen=True)
+class ProductVectors:
+    """Encoded products as NumPy arrays: `embedding` (N, d) unit length, `weights` (N, 2), `parts` (N, 2, d); see `Product`."""
+
+    embedding: np.ndarray
+    weights: np.ndarray
+    parts: np.ndarray
+
+
+class MatchingHead(nn.Module):
+    """Do two sequences belong together? One attends to the other, the mean of that gives a logit (ours; ALBEF's idea)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.score = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def forward(self, states: Tensor, mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+        taken, _ = self.attention(states, other, other, key_padding_mask=other_mask == 0, need_weights=False)
+        return self.score(torch.cat([mean_pool(states, mask), mean_pool(taken, mask)], dim=-1)).squeeze(-1)  # (B,)
+
+
+class MakeModel(PreTrainedModel):
+    """Three encoders and a fusion. Query and title encoder share their word embeddings.
+
+    Example:
+        >>> model = MakeModel.from_pretrained("reports/quick/models/…/model")        # doctest: +SKIP
+        >>> model.encode_queries(["red striped dress"]).shape                        # doctest: +SKIP
+        (1, 64)
+    """
+
+    config_class = MakeConfig
+    base_model_prefix = "make"
+    main_input_name = "query_ids"
+
+    def __init__(self, config: MakeConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        super().__init__(config)
+        if config.fusion not in FUSIONS:
+            raise UserError(f"Unknown fusion {config.fusion!r}. Choose one of: {', '.join(FUSIONS)}.")
+        D, d = config.width, config.dim
+        text = AutoConfig.for_model(**config.text)
+        self.sees_title, self.sees_image = config.fusion != "image", config.fusion != "title"
+        self.query_encoder = QueryEncoder(text, D)
+        self.query_project = nn.Linear(D, d)
+        self.title_encoder = TitleEncoder(text, D)
+        self.title_project = nn.Linear(D, d)
+        self.image_encoder = ImageEncoder(
+            config.image_backbone, image_size=config.image_size, level=config.image_level, width=D
+        )  # fmt: skip
+        self.image_project = nn.Linear(D, d)
+        self.fusion = make_fusion(
+            config.fusion,
+            width=D,
+            dim=d,
+            heads=config.heads,
+            dropout=config.dropout,
+            gate_temperature=config.gate_temperature,
+            project_title=self.title_project,
+            project_image=self.image_project,
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if "title_image_matching" in config.heads_for:
+            self.title_image_head = MatchingHead(D, config.heads)
+        if "query_product_matching" in config.heads_for:
+            self.query_product_head = MatchingHead(D, config.heads)
+        if "masked_language" in config.heads_for:
+            self.word_head = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.LayerNorm(D), nn.Linear(D, text.vocab_size))
+        if not self.sees_image:
+            del self.image_encoder, self.image_project
+        if not self.sees_title:
+            del self.title_encoder, self.title_project
+        else:
+            self.title_encoder.backbone.set_input_embeddings(self.query_encoder.backbone.get_input_embeddings())
+            self._tied_weights_keys = self._shared_words()
+        self.tokenizer = tokenizer
+        self.post_init()
+
+    def _shared_words(self) -> dict[str, str]:
+        """The word embeddings stand in the checkpoint once, under the query encoder's name."""
+        words = self.query_encoder.backbone.get_input_embeddings()
+        names = [name for name, module in self.named_modules(remove_duplicate=False) if module is words]
+        return {f"{name}.weight": f"{names[0]}.weight" for name in names[1:]}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every module keeps its own library's initialisation."""
+
+    # -- tensors in, tensors out ----------------------------------------------------------------------------------
+
+    def scale(self) -> Tensor:
+        """`s = exp(logit_scale)`, kept in [1, 100]; what cosine similarities are multiplied with."""
+        return self.logit_scale.exp().clamp(1, 100)
+
+    def query_states(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+        """`H_q` (B, L, D)."""
+        return self.query_encoder(ids, mask, segments)
+
+    def query(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None, *, states: Tensor | None = None) -> Tensor:
+        """Query embedding `q` (B, d), unit length."""
+        states = self.query_states(ids, mask, segments) if states is None else states
+        return F.normalize(self.query_project(mean_pool(states, mask)), dim=-1)
+
+    def states(self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`H_t` (B, L, D) and `H_v` (B, P, D); zeros of one position for a modality that this fusion does not look at."""
+        H_t = self.title_encoder(title_ids, title_mask) if self.sees_title else None
+        H_v = self.image_encoder(pixels) if self.sees_image else None
+        H_t = H_v.new_zeros(len(pixels), title_ids.shape[1], self.config.width) if H_t is None else H_t
+        H_v = H_t.new_zeros(len(title_ids), 1, self.config.width) if H_v is None else H_v
+        return H_t, H_v
+
+    def summaries(self, H_t: Tensor, title_mask: Tensor, H_v: Tensor) -> tuple[Tensor, Tensor]:
+        """Unimodal summaries `u_t`, `u_v` (B, d), unit length (zeros for a modality that is not looked at)."""
+        zeros = H_t.new_zeros(len(H_t), self.config.dim)
+        u_t = F.normalize(self.title_project(mean_pool(H_t, title_mask)), dim=-1) if self.sees_title else zeros
+        u_v = F.normalize(self.image_project(mean_pool(H_v)), dim=-1) if self.sees_image else zeros
+        return u_t, u_v
+
+    def product(self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor, present: Tensor) -> Product:
+        """Product embedding with its weights and parts; never sees a query.
+
+        Args: title ids and mask (B, L); pixels uint8 (B, S, S, 3); present (B, 2), 1 where title, image is there.
+        """
+        H_t, H_v = self.states(title_ids, title_mask, pixels)
+        u_t, u_v = self.summaries(H_t, title_mask, H_v)
+        return self.fusion(H_t, title_mask, H_v, u_t, u_v, present)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Features for `makelib.losses.objectives`; what is computed follows from what the batch and the heads hold.
+
+        Always `q, p (B, d)`, `u_t, u_v (B, d)`, `w (B, 2)`, `scale`. With `enriched_*` in the batch: `q_plus (B, d)`.
+        With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_logits (M, vocabulary)` at the masked
+        positions. The matching heads add `title_image_logits` and `query_product_logits` (2B,): first half true pairs.
+        """
+        mask, present = batch["title_mask"], batch["present"]
+        H_q = self.query_states(batch["query_ids"], batch["query_mask"])
+        H_t, H_v = self.states(batch["title_ids"], mask, batch["pixels"])
+        u_t, u_v = self.summaries(H_t, mask, H_v)
+        product = self.fusion(H_t, mask, H_v, u_t, u_v, present)
+        features = {
+            "q": self.query(None, batch["query_mask"], states=H_q),
+            "p": product.embedding,
+            "u_t": u_t,
+            "u_v": u_v,
+            "w": product.weights,
+            "scale": self.scale(),
+        }
+        if "enriched_ids" in batch:
+            features["q_plus"] = self.query(batch["enriched_ids"], batch["enriched_mask"], batch["enriched_segments"])
+        if "negative_title_ids" in batch:
+            names = ("negative_title_ids", "negative_title_mask", "negative_pixels", "negative_present")
+            features["p_hard"] = self.product(*(batch[name] for name in names)).embedding
+        if hasattr(self, "word_head") and "masked_ids" in batch and self.sees_title:
+            H_m = self.title_encoder(batch["masked_ids"], mask)
+            u_m, _ = self.summaries(H_m, mask, H_v)
+            states = self.fusion(H_m, mask, H_v, u_m, u_v, present).tokens
+            features["word_logits"] = self.word_head(states[batch["masked_at"]])
+        if hasattr(self, "title_image_head") and self.sees_title and self.sees_image:
+            other = _hard_negatives(features["scale"] * u_t @ u_v.T, batch["negatives"] & (present[:, 1] > 0))
+            patches = H_v.new_ones(H_v.shape[:2])
+            features["title_image_logits"] = torch.cat(
+                [self.title_image_head(H_t, mask, H_v, patches), self.title_image_head(H_t, mask, H_v[other], patches)]
+            )
+        if hasattr(self, "query_product_head"):
+            other = _hard_negatives(features["scale"] * features["q"] @ product.embedding.T, batch["negatives"])
+            states = torch.cat([H_t, H_v], dim=1)  # (B, L + P, D)
+            seen = torch.cat([mask * present[:, :1], present[:, 1:].expand(len(H_v), H_v.shape[1])], dim=1)
+            features["query_product_logits"] = torch.cat(
+                [
+                    self.query_product_head(H_q, batch["query_mask"], states, seen),
+                    self.query_product_head(H_q, batch["query_mask"], states[other], seen[other]),
+                ]
+            )
+        return features
+
+    # -- strings and pixels in, NumPy out -------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[str], batch_size: int = 512) -> np.ndarray:
+        """Embeddings float32 (n, d) of query strings. Dropout is off while encoding."""
+        tokens = encode(self._needs_tokenizer(), list(queries), self.config.query_tokens)
+        with _evaluating(self):
+            batches = [
+                self.query(*(torch.from_numpy(tokens[name][start : start + batch_size]).to(self.device) for name in ("ids", "mask")))
+                for start in range(0, len(queries), batch_size)
+            ]
+        return torch.cat(batches).float().cpu().numpy() if batches else np.zeros((0, self.config.dim), np.float32)
+
+    @torch.inference_mode()
+    def encode_products(
+        self,
+        titles: Sequence[str],
+        pixels: np.ndarray,
+        has_image: np.ndarray,
+        batch_size: int = 512,
+        quiet: bool = True,
+    ) -> ProductVectors:
+        """Encode products.
+
+        Args:
+            titles: n strings; an empty one counts as missing.
+            pixels: uint8 (n, S, S, 3), S the model's `image_size`; memory-mapped arrays are read batch by batch.
+            has_image: bool (n,).
+        """
+        tokenizer, outputs = self._needs_tokenizer(), []
+        bar = progress(range(0, len(titles), batch_size), description="encode", unit="batch", disable=quiet)
+        with _evaluating(self):
+            for start in bar:
+                piece = slice(start, start + batch_size)
+                tokens = encode(tokenizer, list(titles[piece]), self.config.title_tokens)
+                has_title = np.array([bool(title.strip()) for title in titles[piece]])
+                present = np.stack([has_title, np.asarray(has_image[piece])], axis=1).astype(np.float32)
+                arrays = (tokens["ids"], tokens["mask"], np.array(pixels[piece]), present)
+                product = self.product(*(torch.from_numpy(array).to(self.device) for array in arrays))
+                outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
+        if not outputs:
+            d = self.config.dim
+            return ProductVectors(np.zeros((0, d), np.float32), np.zeros((0, 2), np.float32), np.zeros((0, 2, d), np.float32))
+        return ProductVectors(*(np.concatenate(column) for column in zip(*outputs, strict=True)))
+
+    def _needs_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise UserError("This model has no tokenizer; set `model.tokenizer`, or load a folder that `save_pretrained` wrote.")
+        return self.tokenizer
+
+    # -- to and from a folder -------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **options) -> None:
+        """Weights (safetensors), configuration and tokenizer into one folder."""
+        super().save_pretrained(folder, **options)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *arguments, **options) -> MakeModel:
+        """The inverse of `save_pretrained`; in evaluation mode. Raises `UserError` where the folder holds no model."""
+        try:
+            model = super().from_pretrained(folder, *arguments, **options)
+            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder} holds no makelib model ({reason}). Train one with `python -m makelib train`.") from error
+        return model
+
+    @classmethod
+    def from_settings(
+        cls, model: Model, text: Text, objectives: Objectives, tokenizer: PreTrainedTokenizerBase
+    ) -> MakeModel:
+        """A new model; encoders that name a pretrained backbone start from its weights, the rest from scratch."""
+        config = MakeConfig(
+            fusion=model.fusion,
+            dim=model.dim,
+            width=model.width,
+            heads=model.heads,
+            dropout=model.dropout,
+            gate_temperature=model.gate_temperature,
+            text=text_config(
+                model.text_backbone,
+                vocabulary=len(tokenizer),
+                width=model.width,
+                layers=model.text_layers,
+                heads=model.heads,
+                dropout=model.dropout,
+                pad=tokenizer.pad_token_id,
+            ).to_dict(),
+            image_backbone=model.image_backbone,
+            image_size=model.image_size,
+            image_level=model.image_level,
+            query_tokens=text.query_tokens,
+            title_tokens=text.title_tokens,
+            heads_for=[
+                name
+                for name in ("title_image_matching", "query_product_matching", "masked_language")
+                if getattr(objectives, name) > 0
+            ],
+        )
+        self = cls(config, tokenizer)
+        if model.text_backbone:
+            pretrained = AutoModel.from_pretrained(model.text_backbone).state_dict()
+            self.query_encoder.backbone.load_state_dict(pretrained, strict=False)
+            if self.sees_title:
+                self.title_encoder.backbone.load_state_dict(pretrained, strict=False)
+        if model.image_pretrained and self.sees_image:
+            pretrained = timm.create_model(
+                model.image_backbone, pretrained=True, features_only=True, out_indices=(model.image_level,)
+            )  # fmt: skip
+            self.image_encoder.backbone.load_state_dict(pretrained.state_dict())
+        return self
+
+    def fingerprint(self) -> str:
+        """Identifies the weights and the configuration; an index carries it to say which model it belongs to."""
+        weights = (
+            name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes()
+            for name, tensor in sorted(self.state_dict().items())
+        )
+        return fingerprint(*weights)
+
+
+class _evaluating:
+    """Evaluation mode (no dropout, fixed batch statistics) inside a `with`; the former mode afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *exception: object) -> None:
+        self.model.train(self.training)
+
+
+def _hard_negatives(logits: Tensor, negatives: Tensor) -> Tensor:
+    """For each row one column sampled in proportion to exp(logits) among its negatives, int64 (B,).
+
+    A row without any negative takes its neighbour, so that shapes stay; `negatives` keeps false ones out [METHOD: a trap].
+    """
+    logits = logits.detach().float().masked_fill(~negatives, -1e4)
+    chance = (logits - logits.amax(dim=1, keepdim=True)).exp() * negatives
+    empty = ~negatives.any(dim=1)
+    chance[empty] = torch.eye(len(logits), device=logits.device).roll(1, dims=1)[empty]
+    return torch.multinomial(chance, 1).squeeze(1)
