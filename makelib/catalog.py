@@ -8,9 +8,12 @@ Inside makelib a product or query is its *row* (int64 position in its table); id
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
+import shutil
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import scipy.sparse as sp
-from PIL import Image
+from PIL import Image, ImageOps
 
 from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
 
@@ -124,7 +129,7 @@ class Catalog:
     def image(self, row: int) -> Image.Image | None:
         """The product's photograph as RGB at its own size, or None."""
         cell = self._pixels[int(row)]["image"]
-        return None if cell is None else cell.convert("RGB")
+        return None if cell is None else rgb(cell)
 
     def images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """All photographs at `size` x `size`: uint8 pixels (N, size, size, 3), memory-mapped, and bool (N,) where there is one.
@@ -139,12 +144,12 @@ class Catalog:
             with atomic_file(pixels_file) as draft:
                 pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (len(self), size, size, 3))
                 bar = progress(description="images", total=len(self), unit="img")
-                for start in range(0, len(self), 1000):
-                    for offset, cell in enumerate(cells[start : start + 1000]["image"]):
+                for start in range(0, len(self), 100):  # few at a time: photographs may be of any size
+                    for offset, cell in enumerate(cells[start : start + 100]["image"]):
                         if cell is not None:
                             pixels[start + offset] = fit(Image.open(io.BytesIO(cell["bytes"])), size)
                             present[start + offset] = True
-                    bar.update(min(1000, len(self) - start))
+                    bar.update(min(100, len(self) - start))
                 bar.close()
                 pixels.flush()
                 del pixels
@@ -215,9 +220,32 @@ class Catalog:
         return hash((str(self.folder), self.fingerprint))
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """An image as a person sees it: first frame, turned upright by its EXIF note, more than 8 bits brought to 8,
+    transparency on white, RGB.
+
+    Catalogues keep the original bytes of a photograph, so every reader goes through here.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which `convert` would cut off at 255
+        levels = np.asarray(image, dtype=np.float64)
+        white = (
+            1.0
+            if image.mode == "F" and levels.max(initial=0) <= 1
+            else 65535.0
+            if levels.max(initial=0) > 255
+            else 255.0
+        )
+        image = Image.fromarray((levels.clip(0, white) * (255 / white)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """An image fitted into a white square: uint8 (size, size, 3), aspect ratio kept."""
-    image = image.convert("RGB")
+    image = rgb(image)
     scale = size / max(image.size)
     inner = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
@@ -231,29 +259,34 @@ def write_catalog(
     folder: Path,
     *,
     name: str,
-    products: datasets.Dataset | pd.DataFrame,
+    products: datasets.Dataset | pd.DataFrame | Iterable[pa.Table],
     queries: pd.DataFrame,
     interactions: pd.DataFrame,
     truth: pd.DataFrame | None = None,
     info: dict[str, Any] | None = None,
-    extra_files: dict[str, str] | None = None,
+    extra_files: dict[str, str | Path] | None = None,
 ) -> Catalog:
     """Check the three tables and write them as a catalogue folder, whole or not at all; returns it opened.
 
     Args:
         products: columns of `PRODUCTS`; `image` as {"bytes": encoded file, "path": None} or None. `group` may be absent.
+            A stream of `pyarrow` tables with the schema `PRODUCTS.arrow_schema` is written table by table, so that a
+            catalogue of any size needs the memory of one.
         queries: columns of `QUERIES`; `intent` may be absent (then each distinct set of constraints, or string, is one).
         interactions: columns of `INTERACTIONS`.
         truth: one row per product, in the same order.
         info: JSON-able notes kept in `catalogue.json`; say `generated_queries`.
-        extra_files: further text files to lay beside the tables, name to content.
+        extra_files: further files to lay beside the tables, name to text or to a file that is copied.
 
     Raises `UserError` for duplicate ids, an unknown split or kind, or an interaction that names an unknown id.
     """
     folder = Path(folder)
     if isinstance(products, pd.DataFrame):
         products = datasets.Dataset.from_dict(
-            {column: products[column].tolist() if column in products else [None] * len(products) for column in PRODUCTS},
+            {
+                column: products[column].tolist() if column in products else [None] * len(products)
+                for column in PRODUCTS
+            },
             features=PRODUCTS,
         )
     queries = queries.copy()
@@ -264,28 +297,41 @@ def write_catalog(
             json.dumps(constraints, sort_keys=True) if constraints else text.strip().lower()
             for constraints, text in zip(queries["constraints"], queries["query"], strict=True)
         ]
-    for table, key in ((pd.Series(products["product_id"]), "product_id"), (queries["query_id"], "query_id")):
-        if table.duplicated().any():
-            raise UserError(f"{key} {table[table.duplicated()].iloc[0]!r} stands on more than one row; ids must be unique.")
     for table, column, allowed in ((queries, "split", SPLITS), (interactions, "kind", KINDS)):
         unknown = set(table[column]) - set(allowed)
         if unknown:
             raise UserError(f"{column} {sorted(map(str, unknown))[0]!r} is unknown; use one of {', '.join(allowed)}.")
-    _rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
-    _rows_of(interactions["product_id"], pd.Series(products["product_id"]), Path("interactions"))
     with atomic_folder(folder) as draft, _quiet():
-        products.to_parquet(draft / "products.parquet")
+        if isinstance(products, datasets.Dataset):
+            products.to_parquet(draft / "products.parquet")
+        else:
+            with pq.ParquetWriter(draft / "products.parquet", PRODUCTS.arrow_schema) as writer:
+                for part in products:
+                    writer.write_table(part)
+        product_ids = pd.read_parquet(draft / "products.parquet", columns=["product_id"])["product_id"]
+        for ids, key in ((product_ids, "product_id"), (queries["query_id"], "query_id")):
+            if ids.duplicated().any():
+                raise UserError(
+                    f"{key} {ids[ids.duplicated()].iloc[0]!r} stands on more than one row; ids must be unique."
+                )
+        _rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
+        _rows_of(interactions["product_id"], product_ids, Path("interactions"))
         for table, features, file in ((queries, QUERIES, "queries"), (interactions, INTERACTIONS, "interactions")):
             datasets.Dataset.from_dict(
                 {column: table[column].tolist() for column in features}, features=features
             ).to_parquet(draft / f"{file}.parquet")  # fmt: skip
         if truth is not None:
             truth.to_parquet(draft / "truth.parquet", index=False)
-        mark = fingerprint(
-            *((draft / f"{file}.parquet").read_bytes() for file in ("products", "queries", "interactions"))
-        )  # fmt: skip
+        digests = []
+        for file in ("products", "queries", "interactions"):
+            with open(draft / f"{file}.parquet", "rb") as table:
+                digests.append(hashlib.file_digest(table, "sha256").hexdigest())
+        mark = fingerprint(*digests)
         for file, content in (extra_files or {}).items():
-            (draft / file).write_text(content, encoding="utf-8")
+            if isinstance(content, Path):
+                shutil.copyfile(content, draft / file)
+            else:
+                (draft / file).write_text(content, encoding="utf-8")
         (draft / "catalogue.json").write_text(
             json.dumps({"generated_queries": False, **(info or {}), "name": name, "fingerprint": mark}, indent=2),
             encoding="utf-8",

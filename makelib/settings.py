@@ -47,6 +47,20 @@ class Bazaar:
 
 
 @dataclass(frozen=True)
+class Files:
+    """A folder of one's own products, see `makelib.sources.files`; `catalogue.yaml` in the folder outranks these."""
+
+    #: products drawn from the folder; 0 = all
+    limit: int = 5000
+    #: strings and clicks generated where the folder brings none
+    queries: int = 4000
+    clicks: int = 60000
+    seed: int = 0
+    #: share of titles that lose their colour and pattern words (terse sellers) where most titles name the colour
+    hide_share: float = 0.7
+
+
+@dataclass(frozen=True)
 class Text:
     """Tokenizer and lengths, see `makelib.text`. Lengths are in tokens, special tokens included."""
 
@@ -182,6 +196,7 @@ class Settings:
     name: str = "quick"
     seeds: tuple[int, ...] = (0, 1, 2)
     bazaar: Bazaar = field(default_factory=Bazaar)
+    files: Files = field(default_factory=Files)
     text: Text = field(default_factory=Text)
     model: Model = field(default_factory=Model)
     keywords: Keywords = field(default_factory=Keywords)
@@ -255,6 +270,7 @@ def preset(name: str) -> Settings:
         "smoke": {
             "seeds": (0,),
             "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
+            "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
             "training.steps": 60, "training.batch_size": 128, "training.evaluations": 1,
             "text.vocabulary": 1000,
             "evaluation.validation_queries": 60, "evaluation.test_queries": 150, "evaluation.resamples": 200,
@@ -262,6 +278,7 @@ def preset(name: str) -> Settings:
         "full": {
             "seeds": (0, 1, 2, 3, 4),
             "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
+            "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
             "model.width": 128, "model.dim": 128, "model.text_layers": 2,
             "training.steps": 4000, "training.evaluations": 10, "training.patience": 4, "training.finetune_steps": 400,
             "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
