@@ -60,7 +60,7 @@ INTERACTIONS = datasets.Features(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalog:
     """A catalogue opened for reading.
 
