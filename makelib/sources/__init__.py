@@ -1,1 +1,36 @@
 """Where catalogues come from. Each source writes the three tables of `makelib.catalog`; nothing after them knows which."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from makelib.catalog import Catalog
+from makelib.runtime import UserError, fingerprint
+from makelib.settings import Settings
+
+
+def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Catalog:
+    """The catalogue of that name, made on first use and kept under `data`.
+
+    `bazaar` is the generated world; a path is a catalogue folder as `makelib.catalog` writes it, or a raw folder with
+    `products.csv|parquet|jsonl` (imported with the settings in `settings.files`); `hub:<name>` is a public data set.
+    Raises `UserError` for any other name.
+    """
+    if name == "bazaar":
+        from makelib.sources import bazaar
+
+        folder = Path(data) / f"bazaar-{fingerprint(dataclasses.asdict(settings.bazaar))}"
+        return Catalog.open(folder) if folder.is_dir() else bazaar.generate(settings.bazaar, folder)
+    folder = Path(name)
+    if (folder / "catalogue.json").is_file():
+        return Catalog.open(folder)
+    if folder.is_dir():
+        from makelib.sources import files
+
+        out = Path(data) / f"{folder.resolve().name}-{fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files))}"
+        return Catalog.open(out) if out.is_dir() else files.import_folder(folder, out, settings.files)
+    raise UserError(
+        f"There is no catalogue {name!r}: use `bazaar`, a folder with products.csv (or .parquet, .jsonl), or a folder that "
+        "`python -m makelib data import` wrote."
+    )

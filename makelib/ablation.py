@@ -1,0 +1,363 @@
+"""The grid of variants x seeds: trains what is missing, keeps what is done, and never scores an arm that did not run.
+
+An *arm* is one variant of one study with one seed. Its folder `<run>/models/<fingerprint>/` holds model, index, product vectors,
+curves and per-query scores; the fingerprint covers settings, catalogue, seed and makelib's own code, so a second run computes
+only what changed and an interrupted one goes on from its checkpoints. Equal arms of two studies are one folder.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from makelib import evaluation
+from makelib.catalog import Catalog
+from makelib.retriever import Retriever
+from makelib.runtime import UserError, atomic_file, fingerprint, progress, set_threads
+from makelib.settings import FUSIONS, Settings, from_dict, preset, to_dict, write_yaml
+from makelib.sources import open_catalog
+from makelib.training import train
+
+#: the modules that decide what an arm's numbers are; a change of figures or of the explorer does not train anything again
+CODE = ("catalog", "text", "keywords", "encoders", "fusion", "model", "losses", "training", "index", "retriever", "evaluation")
+
+#: study -> variant -> what it changes in the settings. Modal Adaptation is compared without Keyword Enhancement, and
+#: Keyword Enhancement on top of full Modal Adaptation, so `none` and `adaptive` are the same arm.
+STUDIES: dict[str, dict[str, dict[str, Any]]] = {
+    "modal_adaptation": {fusion: {"model.fusion": fusion} for fusion in FUSIONS},
+    "keyword_enhancement": {
+        "none": {},
+        "enrichment": {"keywords.enrichment": True},
+        "false_negatives": {"keywords.false_negatives": "rule"},
+        "both": {"keywords.enrichment": True, "keywords.false_negatives": "rule"},
+        "oracle": {"keywords.false_negatives": "oracle"},
+        "unique_queries": {"training.unique_queries": True},
+        "tfidf": {"keywords.enrichment": True, "keywords.extractor": "tfidf"},
+    },
+    "make": {
+        "title": {"model.fusion": "title"},
+        "adaptive": {},
+        "full": {"keywords.enrichment": True, "keywords.false_negatives": "rule"},
+    },
+}
+
+#: (variant, reference) pairs of each study; the first of a variant is its default reference
+REFERENCES: dict[str, list[tuple[str, str]]] = {
+    "modal_adaptation": [
+        ("adaptive", "joint"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"), ("adaptive", "title"),
+        ("gate", "global"), ("gate", "mean"), ("global", "mean"), ("mean", "title"), ("joint", "title"), ("image", "title"),
+    ],
+    "keyword_enhancement": [
+        ("enrichment", "none"), ("false_negatives", "none"), ("both", "none"), ("oracle", "none"), ("unique_queries", "none"),
+        ("tfidf", "enrichment"),
+    ],
+    "make": [("full", "title"), ("adaptive", "title"), ("full", "adaptive")],
+}  # fmt: skip
+
+#: METHOD's planned comparisons, for which p values are adjusted by Holm: study, variant, reference
+PLANNED = (
+    ("modal_adaptation", "adaptive", "joint"),
+    ("modal_adaptation", "adaptive", "global"),
+    ("modal_adaptation", "adaptive", "mean"),
+    ("make", "full", "adaptive"),
+    ("make", "full", "title"),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of one study with one seed."""
+
+    study: str
+    variant: str
+    seed: int
+    settings: Settings
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "arm.json").is_file()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings and a catalogue, and the folder where everything that is computed from them lands."""
+
+    run: Path
+    settings: Settings
+    catalog: Catalog
+
+    @classmethod
+    def open(
+        cls,
+        run: Path | str,
+        preset_name: str = "quick",
+        catalog: str = "bazaar",
+        seeds: int = 0,
+        overrides: dict[str, Any] | None = None,
+    ) -> Experiment:
+        """Begin or go on with a run.
+
+        Args:
+            run: folder of the run, such as `reports/quick`.
+            preset_name: `smoke`, `quick` or `full`.
+            catalog: see `makelib.sources.open_catalog`.
+            seeds: how many seeds; 0 takes the preset's.
+            overrides: settings that differ from the preset, such as `{"training.steps": 100}`.
+        """
+        settings = preset(preset_name).replace(**(overrides or {}))
+        if seeds < 0:
+            raise UserError(f"seeds must be 0 (as the preset says) or a positive number, not {seeds}.")
+        if seeds:
+            settings = dataclasses.replace(settings, seeds=tuple(range(seeds)))
+        opened = open_catalog(catalog, settings)
+        run = Path(run)
+        run.mkdir(parents=True, exist_ok=True)
+        write_yaml(settings, run / "settings.yaml")
+        facts = {
+            "name": opened.name,
+            "fingerprint": opened.fingerprint,
+            "products": len(opened),
+            "queries": len(opened.queries),
+            "interactions": len(opened.interactions),
+            "generated_queries": bool(opened.info.get("generated_queries")),
+            "notes": opened.info.get("notes", []),
+            "folder": str(opened.folder),
+        }
+        with atomic_file(run / "catalogue.json") as draft:
+            draft.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        return cls(run, settings, opened)
+
+    # -- arms -----------------------------------------------------------------------------------------------------
+
+    def variants(self, study: str) -> tuple[str, ...]:
+        """The variants of a study that the settings ask for, in the order of the table."""
+        if study not in STUDIES:
+            raise UserError(f"Unknown study {study!r}. Choose one of: {', '.join(STUDIES)}.")
+        asked = {"modal_adaptation": self.settings.ablation.fusions, "keyword_enhancement": self.settings.ablation.keywords}
+        chosen = asked.get(study, tuple(STUDIES[study]))
+        for variant in chosen:
+            if variant not in STUDIES[study]:
+                raise UserError(f"Unknown variant {variant!r} of {study}. Choose among: {', '.join(STUDIES[study])}.")
+        return tuple(chosen)
+
+    def arm(self, study: str, variant: str, seed: int) -> Arm:
+        """The arm, done or not."""
+        if variant not in STUDIES.get(study, {}):
+            raise UserError(f"Unknown variant {variant!r} of {study}. Choose among: {', '.join(STUDIES.get(study, {}))}.")
+        settings = self.settings.replace(**STUDIES[study][variant])
+        parts = {name: to_dict(settings)[name] for name in ("text", "model", "keywords", "objectives", "training", "index", "evaluation")}
+        key = fingerprint(parts, self.catalog.fingerprint, seed, code_version())
+        return Arm(study, variant, seed, settings, self.run / "models" / key)
+
+    def arms(self, study: str, variants: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[Arm]:
+        """All arms of a study, seeds within variants."""
+        variants = self.variants(study) if variants is None else tuple(variants)
+        seeds = self.settings.seeds if seeds is None else tuple(seeds)
+        return [self.arm(study, variant, seed) for variant in variants for seed in seeds]
+
+    def train(self, arms: Sequence[Arm]) -> None:
+        """Train, index and score the arms that are not done yet, several at a time, each on its own share of the cores.
+
+        An arm that fails does not stop the others; at the end `UserError` names all that failed.
+        """
+        todo = list({arm.folder: arm for arm in arms if not arm.done}.values())
+        if not todo:
+            return
+        workers = self.settings.ablation.workers or max(1, (os.cpu_count() or 1))
+        workers = min(workers, len(todo))
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        steps = sum(arm.settings.training.steps + arm.settings.training.finetune_steps for arm in todo)
+        bar = progress(description=f"{len(todo)} arms, {workers} at a time", total=steps, unit="step")
+        failures: dict[str, str] = {}
+        context = multiprocessing.get_context("spawn")
+        # pixels are laid out once, before workers read them
+        self.catalog.images(self.settings.model.image_size)
+        with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(threads,)) as pool:
+            futures = {
+                pool.submit(run_arm, arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder)): arm
+                for arm in todo
+            }
+            pending, began = set(futures), time.time()
+            while pending:
+                finished, pending = concurrent.futures.wait(pending, timeout=1.0)
+                for future in finished:
+                    if error := future.exception():
+                        failures[futures[future].label] = f"{type(error).__name__}: {error}"
+                taken = {arm.label: _steps_of(arm.folder) for arm in todo}
+                bar.update(sum(taken.values()) - bar.n)
+                done = len(todo) - len(pending)
+                running = ", ".join(f"{arm.label} {taken[arm.label]}" for arm in todo if not arm.done and taken[arm.label])
+                self.status(f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})" if running else f"{done}/{len(todo)} arms trained")
+        bar.close()
+        if failures:
+            lines = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
+            raise UserError(f"{len(failures)} of {len(todo)} arms failed, the others are kept. {lines}")
+
+    def status(self, line: str) -> None:
+        """Leave a line for whoever watches the run from outside (the headless runner shows it in the terminal)."""
+        (self.run / ".progress").write_text(line + "\n", encoding="utf-8")
+
+    def retriever(self, variant: str = "full", seed: int | None = None, study: str = "make") -> Retriever:
+        """The trained model of an arm with its index, trained first if it is not yet."""
+        arm = self.arm(study, variant, self.settings.seeds[0] if seed is None else seed)
+        self.train([arm])
+        return Retriever.open(arm.folder, self.catalog)
+
+    # -- results --------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def test_rows(self) -> np.ndarray:
+        """Rows of the test queries that are judged, the same for every arm."""
+        return queries_of(self.catalog, self.settings)
+
+    @functools.cached_property
+    def segments(self) -> pd.DataFrame:
+        return evaluation.segments(self.catalog, self.test_rows)
+
+    def per_query(self, study: str, variants: Iterable[str] | None = None) -> dict[str, dict[int, pd.DataFrame]]:
+        """Per-query scores of test queries: variant -> seed -> table. Raises `UserError` that names arms that did not run."""
+        arms = self.arms(study, variants)
+        if missing := [arm.label for arm in arms if not arm.done]:
+            raise UserError(f"{study}: these arms were not run, so there is nothing to compare: {'; '.join(missing)}.")
+        table: dict[str, dict[int, pd.DataFrame]] = {}
+        for arm in arms:
+            table.setdefault(arm.variant, {})[arm.seed] = pd.read_parquet(arm.folder / "per_query.parquet")
+        return table
+
+    def study(self, study: str, variants: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Run a study: train what is missing, judge, compare; result rows as in `summary.json`, also written to
+        `<run>/results/<study>.json`."""
+        self.train(self.arms(study, variants))
+        scores = self.per_query(study, variants)
+        references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
+        rows = evaluation.result_rows(study, scores, references, self.segments, self.settings.evaluation)
+        evaluation.adjust(rows, [pair for pair in PLANNED if pair[0] == study and set(pair[1:]) <= set(scores)])
+        with atomic_file(self.run / "results" / f"{study}.json") as draft:
+            draft.write_text(json.dumps(rows, allow_nan=True), encoding="utf-8")
+        return rows
+
+    def curves(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
+        """Training curves of all done arms of a study, with columns `variant` and `seed`."""
+        tables = [
+            pd.read_parquet(arm.folder / "curves.parquet").assign(variant=arm.variant, seed=arm.seed)
+            for arm in self.arms(study, variants)
+            if arm.done
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def costs(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
+        """Parameters, training seconds and triples per second per variant, mean over seeds."""
+        notes = [{**json.loads((arm.folder / "arm.json").read_text()), "variant": arm.variant} for arm in self.arms(study, variants) if arm.done]
+        table = pd.DataFrame(notes)[["variant", "parameters", "megaflops_per_product", "seconds"]]
+        return table.groupby("variant", sort=False).mean()
+
+
+def queries_of(catalog: Catalog, settings: Settings, split: str = "test") -> np.ndarray:
+    """Rows of the queries of a split that are judged: all, or a fixed random choice of `evaluation.<split>_queries`."""
+    rows = catalog.query_rows(split)
+    wanted = getattr(settings.evaluation, f"{split}_queries")
+    return np.sort(np.random.default_rng(0).permutation(rows)[:wanted])
+
+
+def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder: str) -> None:
+    """Train, index and judge one arm in this process; `arm.json`, written last, says that it is done."""
+    began, settings, catalog, target = time.time(), from_dict(tree), Catalog.open(catalogue), Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    write_yaml(settings, target / "settings.yaml")
+    before = {"pretrain": 0, "finetune": settings.training.steps}
+
+    def on_step(stage: str, step: int, steps: int) -> None:
+        if step % 5 == 0 or step == steps:
+            (target / "steps").write_text(str(before[stage] + step))
+
+    model = train(catalog, settings, seed, target, on_step=on_step)
+    retriever = Retriever.build(label, model, catalog, settings.index)
+    retriever.save(target)
+    rows = queries_of(catalog, settings)
+    vectors = model.encode_queries(catalog.queries["query"].iloc[rows].tolist())
+    found, scores = retriever.index.search(vectors, max(settings.evaluation.cutoffs))
+    np.savez(target / "hits.npz", queries=rows, rows=found, scores=scores)
+    evaluation.evaluate(catalog, rows, found, settings.evaluation).to_parquet(target / "per_query.parquet", index=False)
+    note = {
+        "label": label,
+        "seed": seed,
+        "seconds": time.time() - began,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "megaflops_per_product": product_flops(model) / 1e6,
+    }
+    with atomic_file(target / "arm.json") as draft:
+        draft.write_text(json.dumps(note, indent=2), encoding="utf-8")
+    shutil.rmtree(target / "checkpoint", ignore_errors=True)
+
+
+def product_flops(model) -> float:
+    """Floating-point operations to encode one product, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    L, size = model.config.title_tokens, model.config.image_size
+    inputs = (torch.zeros(1, L, dtype=torch.long), torch.ones(1, L, dtype=torch.long), torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device))
+    return float(counter.get_total_flops())
+
+
+def find_model(run: Path | str, variant: str | None = None) -> Path:
+    """The folder of a trained arm: `run` is one itself, or a run folder (or its name under `reports/`).
+
+    Without a variant the fullest one that was trained is taken: `both`, else `adaptive`, else any.
+    """
+    candidates = [Path(run), Path("reports") / str(run)]
+    for folder in candidates:
+        if (folder / "retriever.json").is_file():
+            return folder
+        arms = sorted(path.parent for path in folder.glob("models/*/arm.json"))
+        labels = {arm: json.loads((arm / "arm.json").read_text())["label"] for arm in arms}
+        order = (variant,) if variant else ("full", "both", "adaptive", "none")
+        for wanted in order:
+            for arm, label in labels.items():
+                if label.split(",")[0] == wanted:
+                    return arm
+        if variant and arms:
+            known = sorted({label.split(",")[0] for label in labels.values()})
+            raise UserError(f"{folder} has no trained variant {variant!r}; it has {', '.join(known)}.")
+        if arms:
+            return arms[0]
+    raise UserError(f"There is no trained model under {run} or reports/{run}. Make one with `make reproduce` or `python -m makelib train`.")
+
+
+@functools.cache
+def code_version() -> str:
+    """Fingerprint of the source of the modules that decide an arm's numbers."""
+    return fingerprint(*(Path(__file__).with_name(f"{name}.py").read_bytes() for name in CODE))
+
+
+def _start_worker(threads: int) -> None:
+    os.environ["MAKELIB_HEADLESS"] = "1"
+    set_threads(threads)
+
+
+def _steps_of(folder: Path) -> int:
+    try:
+        return int((folder / "steps").read_text() or 0)
+    except (OSError, ValueError):
+        return 0

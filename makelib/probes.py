@@ -1,0 +1,190 @@
+"""Questions put to a trained model: what do its modal weights follow, what happens when an image is spoiled or a title stuffed,
+what does it lose without one modality, and are masked negatives really false? Each returns a table; figures are in `makelib.plots`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from makelib import evaluation
+from makelib.catalog import Catalog
+from makelib.keywords import FalseNegatives, KeywordTable, WordTables, enrich
+from makelib.model import ProductVectors
+from makelib.retriever import Retriever
+from makelib.runtime import progress
+from makelib.settings import Settings
+from makelib.sources.bazaar import corrupt, stuff
+from makelib.text import encode
+
+
+def modal_weights(retriever: Retriever) -> pd.DataFrame:
+    """One row per product: `category, weight_image, has_title, has_image` and, where known, the columns of `catalog.truth`."""
+    catalog = retriever.catalog
+    _, has_image = catalog.images(retriever.model.config.image_size)
+    table = pd.DataFrame(
+        {
+            "row": np.arange(len(catalog)),
+            "category": catalog.products["category"],
+            "weight_image": retriever.vectors.weights[:, 1],
+            "has_title": catalog.products["title"].fillna("").str.strip() != "",
+            "has_image": has_image,
+        }
+    )
+    if catalog.truth is not None:
+        table = table.join(catalog.truth.drop(columns="product_id"))
+    return table
+
+
+def reliability_correlation(weights: pd.DataFrame, least: int = 20) -> pd.DataFrame:
+    """Does the image's weight follow the truth *within* a category? Spearman's rho per category, over products with both modalities,
+    between `weight_image` and true reliability of the image minus that of the title; columns `category, led, products, rho, p_value`."""
+    both = weights[weights["has_title"] & weights["has_image"]]
+    rows = []
+    for category, group in both.groupby("category"):
+        advantage = group["image_reliability"] - group["title_reliability"]
+        if len(group) >= least and advantage.nunique() > 1:
+            rho, p = stats.spearmanr(group["weight_image"], advantage)
+            led = group["led"].iloc[0] if "led" in group else ""
+            rows.append({"category": category, "led": led, "products": len(group), "rho": rho, "p_value": p})
+    return pd.DataFrame(rows, columns=["category", "led", "products", "rho", "p_value"])
+
+
+def spoil_images(
+    retriever: Retriever, kind: str = "blur", strengths: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1.0), products: int = 300
+) -> pd.DataFrame:
+    """The image's weight as photographs are spoiled step by step: `kind, strength, row, led, weight_image`, same products at each step."""
+    rows, pixels, titles = _sample(retriever, products)
+    tables = []
+    for strength in strengths:
+        spoiled = corrupt(pixels, kind, strength, seed=0)
+        weights = retriever.model.encode_products(titles, spoiled, np.ones(len(rows), bool)).weights
+        tables.append(_response(retriever, rows, weights).assign(kind=kind, strength=strength))
+    return pd.concat(tables, ignore_index=True)
+
+
+def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 8), products: int = 300) -> pd.DataFrame:
+    """The image's weight as wrong words are stuffed into titles: `words, row, led, weight_image`, same products at each step."""
+    rows, pixels, titles = _sample(retriever, products)
+    language = retriever.catalog.info.get("settings", {}).get("language", "en")
+    tables = []
+    for count in words:
+        stuffed = [stuff(title, count, seed=int(row), language=language) for title, row in zip(titles, rows, strict=True)]
+        weights = retriever.model.encode_products(stuffed, pixels, np.ones(len(rows), bool)).weights
+        tables.append(_response(retriever, rows, weights).assign(words=count))
+    return pd.concat(tables, ignore_index=True)
+
+
+def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
+    """Mean scores of the same model when every product is indexed whole, without its image, and without its title.
+
+    The leave-one-out check that weights alone cannot give: with cross attention a stream holds both modalities.
+    """
+    catalog, model = retriever.catalog, retriever.model
+    pixels, has_image = catalog.images(model.config.image_size)
+    titles = catalog.products["title"].fillna("").tolist()
+    queries = model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
+    views = {
+        "title and image": retriever.vectors,
+        "without images": model.encode_products(titles, pixels, np.zeros_like(has_image)),
+        "without titles": model.encode_products([""] * len(titles), pixels, has_image),
+    }
+    rows = []
+    for view, vectors in views.items():
+        table = _scores(catalog, query_rows, queries, vectors, settings)
+        rows.append({"indexed": view, **table.select_dtypes("number").mean().to_dict()})
+    return pd.DataFrame(rows).set_index("indexed")
+
+
+def false_negatives(catalog: Catalog, settings: Settings, batches: int = 20) -> pd.DataFrame:
+    """How good is each rule that keeps false negatives out, judged by the truth, over random training batches.
+
+    Columns: `rule`, `anchors with a false negative` (share of batch rows that keep at least one fully relevant product among their
+    negatives), `masked pairs` (share of off-diagonal pairs), `precision` (masked pairs that are truly relevant), `recall`.
+    """
+    tables = WordTables.of(catalog)
+    judge = FalseNegatives(catalog, tables)
+    queries, products = catalog.clicks("train")
+    random, B = np.random.default_rng(0), min(settings.training.batch_size, len(queries))
+    counts = {rule: np.zeros(5) for rule in ("none", "rule", "oracle")}
+    off = ~np.eye(B, dtype=bool)
+    for _ in progress(range(batches), description="batches", unit="batch"):
+        chosen = random.choice(len(queries), B, replace=False)
+        truth = judge.truth(queries[chosen], products[chosen]) & off
+        for rule, count in counts.items():
+            masks = getattr(judge, rule)(queries[chosen], products[chosen])
+            masked = ~masks.negatives & off
+            count += [
+                (truth & masks.negatives).any(axis=1).mean(), masked.mean(), (masked & truth).sum(), masked.sum(), truth.sum()
+            ]  # fmt: skip
+    return pd.DataFrame(
+        {
+            "rule": rule,
+            "anchors with a false negative": count[0] / batches,
+            "masked pairs": count[1] / batches,
+            "precision": count[2] / count[3] if count[3] else np.nan,
+            "recall": count[2] / count[4] if count[4] else np.nan,
+        }
+        for rule, count in counts.items()
+    ).set_index("rule")
+
+
+def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
+    """Raw queries against the same queries enriched with keywords of a clicked product, mean scores of each.
+
+    The enriched ones are told part of the answer, so they should win; a model in which they win by far has learned to copy
+    words rather than to understand the raw query.
+    """
+    catalog, model = retriever.catalog, retriever.model
+    table = catalog.interactions
+    first = table[(table["kind"] == "click") & (table["label"] > 0)].drop_duplicates("query").set_index("query")["product"]
+    query_rows = np.array([row for row in query_rows if row in first.index])
+    clicked = first.loc[query_rows].to_numpy()
+    words = WordTables.of(catalog)
+    chosen = settings.replace(**{"keywords.keyword_dropout": 0.0}).keywords
+    extra = enrich(KeywordTable(words, chosen), words.queries[query_rows], clicked, chosen, np.random.default_rng(0))
+    texts = catalog.queries["query"].iloc[query_rows].tolist()
+    rows = []
+    for name, vectors in {
+        "raw query": model.encode_queries(texts),
+        "query and keywords": _encode_pairs(model, texts, extra, settings),
+    }.items():
+        scores = _scores(catalog, query_rows, vectors, retriever.vectors, settings)
+        rows.append({"asked": name, **scores.select_dtypes("number").mean().to_dict()})
+    return pd.DataFrame(rows).set_index("asked")
+
+
+def _encode_pairs(model, texts: list[str], extra: list[str], settings: Settings) -> np.ndarray:
+    import torch
+
+    tokens = encode(model.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
+    model.eval()
+    with torch.inference_mode():
+        q = model.query(*(torch.from_numpy(tokens[name]).to(model.device) for name in ("ids", "mask", "segments")))
+    return q.float().cpu().numpy()
+
+
+def _scores(
+    catalog: Catalog, query_rows: np.ndarray, queries: np.ndarray, vectors: ProductVectors, settings: Settings
+) -> pd.DataFrame:
+    k = min(max(settings.evaluation.cutoffs), len(catalog))
+    ranked = np.argsort(-(queries @ vectors.embedding.T), axis=1, kind="stable")[:, :k]
+    return evaluation.evaluate(catalog, query_rows, ranked, settings.evaluation)
+
+
+def _sample(retriever: Retriever, products: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows, pixels and titles of some products that have both modalities in good order, the same ones at every call."""
+    table = modal_weights(retriever)
+    good = table["has_title"] & table["has_image"]
+    if "image_kind" in table:
+        good &= (table["image_kind"] == "clean") & (table["title_kind"] == "clean")
+    rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(good))[:products])
+    pixels, _ = retriever.catalog.images(retriever.model.config.image_size)
+    return rows, np.array(pixels[rows]), retriever.catalog.products["title"].iloc[rows].tolist()
+
+
+def _response(retriever: Retriever, rows: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+    truth = retriever.catalog.truth
+    led = truth["led"].to_numpy()[rows] if truth is not None and "led" in truth else "all"
+    return pd.DataFrame({"row": rows, "led": led, "weight_image": weights[:, 1]})
