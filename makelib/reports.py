@@ -1,0 +1,629 @@
+"""Headless runs: papermill execution of the notebooks, offline HTML, the page that lists them, provenance.
+
+Results reach this module as files that the notebooks wrote through the library (`results/*.json`, `figures/*.png`,
+`catalogue.json`); it never looks into a notebook's output for a number. It trains, indexes and measures nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import contextlib
+import datetime
+import html
+import json
+import logging
+import math
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import latex2mathml.converter
+import pandas as pd
+import papermill
+import psutil
+import yaml
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import Preprocessor
+
+from makelib import settings as settings_module
+from makelib.runtime import UserError, atomic_file, provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = Path(__file__).parent / "templates"
+#: the parameters cell of every notebook: name to type
+PARAMETERS = {"preset": str, "catalog": str, "seeds": int, "run": str, "overrides": dict}
+#: hours that one cell may take before it counts as stalled
+CELL_HOURS = {"smoke": 1, "quick": 3, "full": 48}
+#: seconds between two lines of progress where the output is a log
+LOG_EVERY = 15.0
+#: metrics that the index page shows, as many of them as the results hold
+HEADLINE = ("Rel@10", "HitRate@100", "Recall@100", "nDCG@10")
+#: the two figures of the paper's abstract; whether points or per cent is not stated there
+PAPER = "MAKE's abstract reports relevance +1.88 % and recall hit rate +4.59 % for Modal Adaptation"
+
+Status = Literal["ok", "failed", "skipped"]
+
+
+@dataclass
+class Notebook:
+    """One notebook of a run: where it is, what it needs, how it ended."""
+
+    source: Path
+    title: str
+    needs: list[str]
+    status: Status = "skipped"
+    seconds: float = 0.0
+    error: str = ""
+    html: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.source.stem
+
+
+# -- a run ------------------------------------------------------------------------------------------------------------
+
+
+def reproduce(
+    preset: str,
+    catalog: str,
+    seeds: int,
+    out: Path | str,
+    overrides: dict[str, Any] | None = None,
+    notebooks: Path | None = None,
+    cell_timeout: float | None = None,
+) -> int:
+    """Execute every notebook in a process of its own and write the report of the run.
+
+    Args:
+        preset: name of a preset of `makelib.settings`.
+        catalog: `bazaar`, a catalogue folder or `hub:<name>`.
+        seeds: how many seeds, 0 for the preset's own.
+        out: folder of the run. Reports in it are written anew, trained models in it are used again.
+        overrides: changed settings, such as `{"training.steps": 100}`.
+        notebooks: folder of the notebooks; relative paths resolve at its parent.
+        cell_timeout: seconds that one cell may take; a cell that used them all counts as failed.
+
+    Returns the exit code: 0 when all notebooks are ok, 1 when one failed or was skipped, 130 when interrupted.
+    A failed notebook takes those along that need it (`metadata.makelib.needs`); the others still run.
+    Raises `UserError`, before anything is written, for a name, a folder or a parameter cell that does not fit.
+    """
+    notebooks = Path(notebooks or ROOT / "notebooks").resolve()
+    root, out, overrides = notebooks.parent, Path(out).resolve(), dict(overrides or {})
+    if seeds < 0:
+        raise UserError(f"seeds must be 0 (the preset's own) or more, not {seeds}.")
+    settings = settings_module.preset(preset).replace(**overrides)
+    if seeds:
+        settings = settings.replace(seeds=tuple(range(seeds)))
+    if catalog != "bazaar":
+        catalog = _checked_catalog(catalog, settings, root)
+    plan = _plan(notebooks)
+    _check_folder(out)
+    parameters = {
+        "preset": preset, "catalog": catalog, "seeds": seeds, "run": _relative(out, root), "overrides": overrides,
+    }  # fmt: skip
+    cell_timeout = cell_timeout or CELL_HOURS[preset] * 3600
+
+    run = _Run(out, root, parameters, cell_timeout, made_by=provenance())
+    run.clear(plan)
+    print(f"preset {preset} · catalogue {catalog} · seeds {list(settings.seeds)} · {_shown(out)}", flush=True)
+    code = 0
+    try:
+        for number, notebook in enumerate(plan, start=1):
+            run.execute(notebook, plan, f"{number}/{len(plan)} {notebook.name}")
+    except KeyboardInterrupt:
+        code = 130
+    summary = _summary(run, plan, settings)
+    _write_json(out / "summary.json", summary)
+    _write_text(out / "index.html", index_page(summary, out, {notebook.name: notebook for notebook in plan}))
+    print(f"report: {_shown(out / 'index.html')}", flush=True)
+    return code or int(any(notebook.status != "ok" for notebook in plan))
+
+
+@dataclass
+class _Run:
+    """What the notebooks of one run share."""
+
+    out: Path
+    root: Path
+    parameters: dict[str, Any]
+    cell_timeout: float
+    made_by: dict[str, Any]
+    started: float = field(default_factory=time.monotonic)
+    peak_memory: int = 0
+
+    def clear(self, plan: list[Notebook]) -> None:
+        """Remove what an earlier run reported, so that nothing old passes as new; models and caches stay."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        for folder in ("results", "figures", "notebooks"):
+            shutil.rmtree(self.out / folder, ignore_errors=True)
+        for file in ("index", *(notebook.name for notebook in plan)):
+            (self.out / f"{file}.html").unlink(missing_ok=True)
+        for file in ("summary.json", "catalogue.json"):
+            (self.out / file).unlink(missing_ok=True)
+        (self.out / "notebooks").mkdir()
+        _write_text(self.out / ".progress", "\n")
+
+    def execute(self, notebook: Notebook, plan: list[Notebook], label: str) -> None:
+        """Run one notebook, convert it whatever came of it, and say how it ended."""
+        line = _Line()
+        lacking = [other.name for other in plan if other.name in notebook.needs and other.status != "ok"]
+        if lacking:
+            notebook.error = f"needs {', '.join(lacking)}"
+            line.close(f"{label}  skipped: {notebook.error}")
+            return
+        executed = self.out / "notebooks" / f"{notebook.name}.ipynb"
+        (self.out / ".progress").write_text("\n", encoding="utf-8")
+        started = time.monotonic()
+        try:
+            notebook.error = self._papermill(notebook, executed, line, label)
+            notebook.status = "failed" if notebook.error else "ok"
+        except KeyboardInterrupt:
+            notebook.status, notebook.error = "failed", "interrupted"
+            raise
+        finally:
+            notebook.seconds = round(time.monotonic() - started, 1)
+            if executed.is_file():
+                notebook.html = f"{notebook.name}.html"
+                to_html(executed, self.out / notebook.html, error=notebook.error)
+            ending = f"{label}  {notebook.status}  {_duration(notebook.seconds)}"
+            line.close(
+                f"{ending}  {notebook.error}  see {_shown(self.out / notebook.html)}"
+                if notebook.error and notebook.html
+                else ending
+            )
+
+    def _papermill(self, notebook: Notebook, executed: Path, line: _Line, label: str) -> str:
+        """Run papermill as a child and show how far it is; returns the last line of the error, or ""."""
+        # A kernel of another installation and a backend without inline figures must not come in from outside.
+        environment = {key: value for key, value in os.environ.items() if key not in ("JUPYTER_PATH", "MPLBACKEND")}
+        command = [
+            sys.executable, "-m", "papermill", str(notebook.source), str(executed), "--kernel", "python3",
+            "--cwd", str(self.root), "--parameters_yaml", yaml.safe_dump(self.parameters, allow_unicode=True),
+            "--execution-timeout", str(max(1, round(self.cell_timeout))), "--start-timeout", "120",
+            "--no-progress-bar", "--no-log-output",
+        ]  # fmt: skip
+        log = executed.with_suffix(".log")
+        with log.open("w", encoding="utf-8") as output:
+            child = psutil.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.root, start_new_session=True,
+                env={**environment, "MAKELIB_HEADLESS": "1", "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+            started, cells = time.monotonic(), "starting"
+            try:
+                while child.poll() is None:
+                    self.peak_memory = max(self.peak_memory, _resident(child))
+                    cells = _cells_done(executed) or cells
+                    line.show(f"{label}  {cells}  {_duration(time.monotonic() - started)}  {self._last_word()}")
+                    with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
+                        child.wait(1)
+            finally:
+                _stop(child)
+        error = _notebook_error(executed, self.cell_timeout)
+        if child.returncode == 0 and not error:
+            log.unlink()
+            return ""
+        words = [text for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if text.strip()]
+        return error or (words[-1].strip() if words else f"papermill ended with exit code {child.returncode}")
+
+    def _last_word(self) -> str:
+        """The status line that the library writes while a notebook runs."""
+        with contextlib.suppress(OSError):
+            return (self.out / ".progress").read_text(encoding="utf-8", errors="replace").strip()[:100]
+        return ""
+
+
+def _checked_catalog(catalog: str, settings: settings_module.Settings, root: Path) -> str:
+    """Open the catalogue before anything runs, so that a wrong name is one line and not a failed notebook."""
+    from makelib.sources import open_catalog
+
+    if not catalog.startswith("hub:"):
+        catalog = _relative(Path(catalog).resolve(), root)
+    with contextlib.chdir(root):
+        open_catalog(catalog, settings)
+    return catalog
+
+
+def _plan(folder: Path) -> list[Notebook]:
+    """The numbered notebooks of a folder in reading order, with their parameter cells checked."""
+    sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not sources:
+        raise UserError(
+            f"There is no notebook such as 01_data.ipynb in {folder}; run from a checkout of the repository."
+        )
+    plan: list[Notebook] = []
+    for source in sources:
+        try:
+            content = json.loads(source.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{source} is not a notebook: {error}") from None
+        _check_parameters(source)
+        headings = re.findall(
+            r"^# +(.+)$", "\n".join(_text(cell) for cell in content["cells"] if cell["cell_type"] == "markdown"), re.M
+        )
+        needs = content["metadata"].get("makelib", {}).get("needs", [])
+        unknown = set(needs) - {notebook.name for notebook in plan}
+        if unknown:
+            raise UserError(
+                f"{source} needs {sorted(unknown)[0]!r}, which does not run before it (metadata.makelib.needs)."
+            )
+        plan.append(Notebook(source, headings[0] if headings else source.stem, needs))
+    return plan
+
+
+def _check_parameters(source: Path) -> None:
+    """papermill only warns about a parameter that a notebook does not have, and runs on with the defaults."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        declared = papermill.inspect_notebook(str(source))
+    if set(declared) != set(PARAMETERS):
+        wrong = sorted(set(declared) ^ set(PARAMETERS))
+        raise UserError(
+            f"{source}: its parameters cell must declare {', '.join(PARAMETERS)}; "
+            f"{'missing' if wrong[0] in PARAMETERS else 'unknown'}: {', '.join(wrong)}."
+        )
+    for name, kind in PARAMETERS.items():
+        stated = declared[name]["inferred_type_name"]
+        if stated in (None, "None"):
+            try:
+                stated = type(ast.literal_eval(declared[name]["default"])).__name__
+            except (ValueError, SyntaxError):
+                stated = "an expression"
+        if stated.split("[")[0] != kind.__name__:
+            raise UserError(f"{source}: parameter {name!r} must be of type {kind.__name__}, its cell says {stated}.")
+
+
+def _check_folder(out: Path) -> None:
+    """A run clears reports of the same name; in a folder of somebody else it must not."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the report with --out.")
+    ours = ("summary.json", "settings.yaml", ".progress", "models")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
+        raise UserError(f"{out} holds other files and no report; choose another folder with --out, or empty it.")
+
+
+def _cells_done(executed: Path) -> str:
+    """How many code cells have run, read from the notebook that papermill writes after each; "" while it is written."""
+    try:
+        cells = [
+            cell for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+        ]
+    except (OSError, ValueError):
+        return ""
+    done = sum(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in cells)
+    return f"{done}/{len(cells)} cells"
+
+
+def _notebook_error(executed: Path, cell_timeout: float) -> str:
+    """Where and why an executed notebook failed, in one line; "" when it holds no error."""
+    if not executed.is_file():
+        return ""
+    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        where = f"In [{cell.get('execution_count') or ' '}]"
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                value = str(output["evalue"]).strip().splitlines()
+                return f"{where} {output['ename']}: {value[-1] if value else ''}".rstrip(": ")
+        if (cell["metadata"].get("papermill", {}).get("duration") or 0) >= cell_timeout:
+            return f"{where} used all of the {_duration(cell_timeout)} that one cell may take"
+    return ""
+
+
+def _resident(child: psutil.Process) -> int:
+    """Resident memory of a process and its descendants, in bytes (pages that they share count for each)."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for process in (child, *child.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
+
+
+def _stop(child: psutil.Popen) -> None:
+    """End a child and its descendants; kernels lead sessions of their own, so a signal to the group would miss them."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*child.children(recursive=True), child]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.wait()
+
+
+class _Line:
+    """The line of one notebook: rewritten in place on a terminal, repeated now and then where the output is a log."""
+
+    def __init__(self) -> None:
+        self._written = time.monotonic()
+
+    def show(self, text: str) -> None:
+        if sys.stdout.isatty():
+            print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        elif time.monotonic() - self._written >= LOG_EVERY:
+            self._written = time.monotonic()
+            print(text, flush=True)
+
+    def close(self, text: str) -> None:
+        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
+
+
+# -- what a run leaves behind -----------------------------------------------------------------------------------------
+
+
+def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings) -> dict[str, Any]:
+    """`summary.json` as a dictionary; its schema is described in reports/README.md."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    catalogue = dict.fromkeys(("name", "fingerprint", "products", "queries", "interactions", "generated_queries"))
+    catalogue["name"] = run.parameters["catalog"]
+    with contextlib.suppress(OSError):
+        written = json.loads((run.out / "catalogue.json").read_text(encoding="utf-8"))
+        catalogue |= {key: value for key, value in written.items() if key in catalogue}
+    results = []
+    for file in sorted((run.out / "results").glob("*.json")):
+        results += json.loads(file.read_text(encoding="utf-8"))
+    seconds = {notebook.name: notebook.seconds for notebook in plan}
+    return {
+        "run": run.out.name,
+        "preset": run.parameters["preset"],
+        "settings": settings_module.to_dict(settings),
+        "seeds": list(settings.seeds),
+        "provenance": {
+            **run.made_by,
+            "catalogue": catalogue,
+            "wall_seconds": {**seconds, "total": round(time.monotonic() - run.started, 1)},
+            "peak_memory_bytes": max(run.peak_memory, children),
+        },
+        "results": results,
+        "notebooks": [
+            {"name": notebook.name, "status": notebook.status, "seconds": notebook.seconds, "html": notebook.html}
+            for notebook in plan
+        ],
+    }
+
+
+def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook]) -> str:
+    """The page that lists a run, as HTML that asks for nothing outside itself."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "duration": _duration}
+    base = settings_module.to_dict(settings_module.preset(summary["preset"]))
+    return environment.get_template("index.html.j2").render(
+        summary=summary,
+        style=(TEMPLATES / "report" / "report.css").read_text(encoding="utf-8"),
+        paper=PAPER,
+        studies=headline(summary["results"]),
+        notebooks=[notebooks[entry["name"]] for entry in summary["notebooks"]],
+        figures=[
+            (file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode())
+            for file in sorted((out / "figures").glob("*.png"))
+        ],
+        changed=_changed(base, summary["settings"]),
+        settings=yaml.safe_dump(summary["settings"], sort_keys=False, allow_unicode=True),
+        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `summary.json` that concern all queries, one entry per study: variants by metric, and comparisons.
+
+    Returns dicts of `study`, `metrics`, `queries`, `variants` (name and one row or None per metric) and two lists of
+    rows on the first two metrics: `planned` comparisons (with `p_value_holm`) and `further` ones.
+    """
+    table = pd.DataFrame(rows, columns=["study", "variant", "metric", "segment", "reference", "difference"])
+    table = table[table["segment"] == "all"]
+    studies = []
+    for study, part in table.groupby("study", sort=False):
+        metrics = [metric for metric in HEADLINE if metric in set(part["metric"])] or list(part["metric"].unique())[
+            : len(HEADLINE)
+        ]
+        first = {(rows[row]["variant"], rows[row]["metric"]): rows[row] for row in reversed(part.index)}
+        compared = part[part["metric"].isin(metrics[:2]) & part["reference"].notna() & part["difference"].notna()]
+        compared = [rows[row] for row in compared.index]
+        studies.append(
+            {
+                "study": study,
+                "metrics": metrics,
+                "queries": max((row.get("queries") or 0 for row in first.values()), default=0),
+                "variants": [
+                    (name, [first.get((name, metric)) for metric in metrics]) for name in part["variant"].unique()
+                ],
+                "planned": [row for row in compared if row.get("p_value_holm") is not None],
+                "further": [row for row in compared if row.get("p_value_holm") is None],
+            }
+        )
+    return studies
+
+
+def _changed(base: dict[str, Any], tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Settings that differ from their preset: name, the preset's value, this run's value."""
+    changed = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            changed += _changed(base[key], value, f"{prefix}{key}.")
+        elif value != base[key]:
+            changed.append((f"{prefix}{key}", base[key], value))
+    return changed
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    seconds = round(seconds)
+    return (
+        f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        if seconds >= 3600
+        else f"{seconds // 60}:{seconds % 60:02}"
+    )
+
+
+# -- offline HTML -----------------------------------------------------------------------------------------------------
+
+
+#: nbconvert would say in the terminal that figures lack a description
+_QUIET = logging.getLogger("makelib.nbconvert")
+_QUIET.setLevel(logging.ERROR)
+
+
+def to_html(notebook: Path, target: Path, error: str = "") -> None:
+    """Convert an executed notebook to one HTML file that makes no request and runs no script.
+
+    Formulas become MathML, code folds away under its first line, and a widget is shown by its static `text/html` twin.
+    `error` is shown at the head of the page.
+    """
+    exporter = _Exporter(
+        template_name="report", extra_template_basedirs=[str(TEMPLATES)], exclude_input_prompt=True,
+        exclude_output_prompt=True, exclude_anchor_links=True, embed_images=True,
+        log=_QUIET,
+    )  # fmt: skip
+    exporter.register_preprocessor(_StaticWidgets, enabled=True)
+    page, _ = exporter.from_filename(str(notebook), resources={"error": error})
+    _write_text(target, _offline(page))
+
+
+class _StaticWidgets(Preprocessor):
+    """Leave the static twin of each widget; an output that holds nothing but a widget's name is dropped."""
+
+    def preprocess(self, nb, resources):
+        nb.metadata.pop("widgets", None)
+        for cell in nb.cells:
+            kept = []
+            for output in cell.get("outputs", ()):
+                widget = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+                if widget is None or set(output.data) - {"text/plain"}:
+                    kept.append(output)
+            if cell.cell_type == "code":
+                cell.outputs = kept
+        return nb, resources
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown with formulas as MathML."""
+
+    def inline_html(self, html: str) -> str:  # nbconvert would close every tag where it opens, to look for images
+        return html
+
+    block_html = inline_html
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, display="block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display="block")
+
+
+class _Exporter(HTMLExporter):
+    """nbconvert's HTML exporter with formulas rendered at conversion time."""
+
+    @jinja2.pass_context
+    def markdown2html(self, context, source):
+        renderer = _Renderer(
+            escape=False, attachments=context.get("cell", {}).get("attachments", {}), embed_images=self.embed_images,
+            path=context["resources"]["metadata"].get("path", ""), exclude_anchor_links=True,
+        )  # fmt: skip
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+    def default_filters(self):
+        yield from super().default_filters()
+        yield "mathml", lambda text: mathml(text.strip().strip("$"), display="block")
+
+
+def mathml(formula: str, display: str = "inline") -> str:
+    """A LaTeX formula as MathML; the source itself, as code, where it cannot be read."""
+    try:
+        return latex2mathml.converter.convert(formula.strip(), display=display)
+    except Exception:  # the library raises a dozen classes, and IndexError for a brace too few
+        return f"<code>{html.escape(formula)}</code>"
+
+
+def _offline(page: str) -> str:
+    """Take out of a page what could run or ask for something outside; the page's policy forbids it a second time."""
+    soup = BeautifulSoup(page, "html.parser")
+    for element in soup.select("script, iframe, object, embed, link, base, form, meta[http-equiv=refresh]"):
+        element.decompose()
+    for element in soup.find_all(True):
+        for name, value in list(element.attrs.items()):
+            value = " ".join(value) if isinstance(value, list) else str(value)
+            link = element.name == "a" and name == "href"
+            outside = name in (
+                "src",
+                "srcset",
+                "poster",
+                "background",
+                "href",
+                "xlink:href",
+                "action",
+                "data",
+            ) and not (
+                re.match(r"(https?:|mailto:|#|[\w./%-]*(#|$))" if link else r"(data:image/|#)", value.strip(), re.I)
+            )
+            if name.startswith("on") or outside:
+                del element.attrs[name]
+            elif name == "style":
+                element.attrs[name] = _EXTERNAL_STYLE.sub("none", value)
+    for style in soup.select("style"):
+        style.string = _EXTERNAL_STYLE.sub("none", style.string or "")
+    return str(soup)
+
+
+_EXTERNAL_STYLE = re.compile(r"""@import[^;]*;?|url\(\s*['"]?(?!data:|#)[^)]*\)""", re.I)
+
+
+# -- small things -----------------------------------------------------------------------------------------------------
+
+
+def _text(cell: dict[str, Any]) -> str:
+    return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+
+
+def _relative(path: Path, root: Path) -> str:
+    """A path as notebooks see it: relative where it lies in the repository, so that reports name no machine."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _shown(path: Path) -> str:
+    return _relative(path, Path.cwd())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """JSON has no NaN: what is not a finite number is written as null."""
+
+    def finite(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: finite(value) for key, value in item.items()}
+        if isinstance(item, list | tuple):
+            return [finite(value) for value in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    _write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
