@@ -1,0 +1,626 @@
+"""How retrieval is judged: hand-worked examples, slow obvious loops, ir-measures and scipy as references.
+
+Metrics per query; segments and cells; intervals that cover; p values that are uniform under no effect and tiny under a
+clear one; tables that never score what did not run; baselines; TREC files that other tools read back.
+"""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import ir_measures
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from makelib import evaluation
+from makelib.catalog import Catalog
+from makelib.evaluation import (
+    MissingArms,
+    adjust,
+    behaviour_run,
+    bm25_run,
+    cells,
+    evaluate,
+    export_trec,
+    holm,
+    interval,
+    paired_difference,
+    positives,
+    recall_within,
+    result_rows,
+    segments,
+    significance_table,
+)
+from makelib.runtime import UserError
+from makelib.settings import Evaluation
+
+SHORT = Evaluation(cutoffs=(2, 3), resamples=200)
+
+
+def world(products=60, queries=25, seed=0):
+    """A random catalogue in memory: up to three constraints per query, several clicks on some, judgments for a few."""
+    rng = np.random.default_rng(seed)
+    keys = ("type", "colour", "brand")
+    attributes = [dict(zip(keys, map(str, rng.integers([3, 4, 5])), strict=True)) for _ in range(products)]
+    constraints = []
+    for _ in range(queries):
+        wanted = attributes[rng.integers(products)]
+        constraints.append({key: wanted[key] for key in rng.permutation(keys)[: rng.integers(1, 4)]})
+    constraints[0] = None
+    constraints[1] = {"type": "no product has this"}
+    pairs = rng.integers([queries, products], size=(3 * queries, 2))
+    judged = pd.DataFrame({"query": 0, "product": np.arange(4), "label": [1, 0.5, 0, 0.1], "kind": "judgment"})
+    skipped = pd.DataFrame({"query": [2], "product": [0], "label": [0.0], "kind": "click"})  # shown, not clicked
+    return Catalog(
+        folder=Path("nowhere"),
+        name="world",
+        fingerprint=str(seed),
+        info={},
+        products=pd.DataFrame(
+            {
+                "product_id": [f"p{row}" for row in range(products)],
+                "title": [" ".join(values.values()) for values in attributes],
+                "category": [values["type"] for values in attributes],
+                "attributes": attributes,
+                "group": None,
+            }
+        ),
+        queries=pd.DataFrame(
+            {
+                "query_id": [f"q{row}" for row in range(queries)],
+                "query": [" ".join((wanted or {}).values()) for wanted in constraints],
+                "split": "test",
+                "constraints": constraints,
+                "intent": [json.dumps(wanted, sort_keys=True) for wanted in constraints],
+            }
+        ),
+        interactions=pd.concat(
+            [
+                pd.DataFrame(pairs, columns=["query", "product"]).assign(label=1.0, kind="click"),
+                judged,
+                skipped,
+            ]
+        )
+        .reset_index(drop=True)
+        .astype({"label": np.float32}),
+        truth=None,
+        _pixels=None,
+    )
+
+
+def random_run(catalog, seed=0, depth=None):
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.permutation(len(catalog)) for _ in range(len(catalog.queries))])
+    return rows[:, : depth or len(catalog)]
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_worked_out_by_hand(tiny_catalog):
+    rows = np.array([[1, 0, 2, 3, 4], [4, 2, 1, 0, 3], [2, 0, 4, 1, 3], [0, 1, 2, 3, 4]])
+    table = evaluate(tiny_catalog, tiny_catalog.query_rows("test"), rows, SHORT)
+    assert table["query_id"].tolist() == ["t0", "t1", "t2", "t3"]
+    assert table["positives"].tolist() == [1, 1, 3, 0]
+    nan = np.nan
+    expected = {
+        "HitRate@2": [1, 1 / 2, nan, nan],  # t1 was clicked on p3 and p4, of which p4 is found
+        "HitRate@3": [1, 1 / 2, nan, nan],
+        "Recall@2": [1, 0, 1 / 3, nan],
+        "Recall@3": [1, 0, 2 / 3, nan],
+        "Rel@2": [3 / 4, 2 / 3, 1 / 2, nan],
+        "Rel@2 ceiling": [3 / 4, 5 / 6, 1, nan],
+        "Rel@3": [2 / 3, 5 / 9, 2 / 3, nan],
+        "Rel@3 ceiling": [2 / 3, 7 / 9, 1, nan],
+        "MRR@10": [1 / 2, 1 / 5, 1, nan],
+    }
+    for metric, values in expected.items():
+        np.testing.assert_allclose(table[metric], values, atol=1e-6, err_msg=metric)
+    third, fourth = 1 / math.log2(3), 1 / math.log2(4)
+    ndcg = (0.5 + third + 0.5 * fourth) / (1 + 0.5 * third + 0.5 * fourth)
+    assert table["nDCG@10"][0] == pytest.approx(ndcg)
+
+
+def slow(catalog, query_row, ranked, cutoffs):
+    """The definitions, one query, one product at a time."""
+    grade = catalog.relevance(np.array([query_row]))[0]
+    table = catalog.interactions
+    mine = table[(table["query"] == query_row) & (table["kind"] == "click")]
+    clicks = mine[mine["label"] > 0]["product"].tolist()
+    relevant = {row for row, value in enumerate(grade) if value == 1}
+    best = sorted(grade.tolist(), reverse=True)
+    scores = {}
+    for k in cutoffs:
+        first = [row for row in ranked[:k] if row >= 0]
+        scores[f"HitRate@{k}"] = sum(row in first for row in clicks) / len(clicks) if clicks else math.nan
+        scores[f"Recall@{k}"] = len(relevant & set(first)) / len(relevant) if relevant else math.nan
+        scores[f"Rel@{k}"] = sum(grade[row] for row in first) / k if best[0] > 0 else math.nan
+        scores[f"Rel@{k} ceiling"] = sum(best[:k]) / k if best[0] > 0 else math.nan
+    gain = sum(grade[row] / math.log2(rank + 2) for rank, row in enumerate(ranked[:10]) if row >= 0)
+    ideal = sum(value / math.log2(rank + 2) for rank, value in enumerate(best[:10]))
+    scores["nDCG@10"] = gain / ideal if ideal else math.nan
+    ranks = [rank for rank, row in enumerate(ranked[:10], start=1) if row in relevant]
+    scores["MRR@10"] = (1 / ranks[0] if ranks else 0) if relevant else math.nan
+    return scores
+
+
+@pytest.mark.parametrize("products", [7, 60])
+def test_metrics_equal_the_slow_loop_also_with_holes(products):
+    catalog = world(products)
+    rows = random_run(catalog, depth=min(50, products))
+    rows[np.random.default_rng(1).random(rows.shape) < 0.2] = -1
+    cutoffs = (1, 5, 50)
+    table = evaluate(catalog, np.arange(25), rows, Evaluation(cutoffs=cutoffs))
+    expected = pd.DataFrame([slow(catalog, query, rows[query], cutoffs) for query in range(25)])
+    assert expected.notna().any().all()
+    pd.testing.assert_frame_equal(table[expected.columns], expected, check_exact=False, atol=1e-6, check_dtype=False)
+
+
+def test_a_few_queries_at_a_time_make_no_difference(monkeypatch):
+    catalog, rows, order = world(), random_run(world()), np.random.default_rng(3).permutation(25)
+    whole = evaluate(catalog, order, rows, SHORT)
+    pairs = positives(catalog, order)
+    monkeypatch.setattr(
+        evaluation,
+        "_relevance",
+        lambda c, q: ((slice(i, i + 4), c.relevance(q[i : i + 4])) for i in range(0, len(q), 4)),
+    )
+    pd.testing.assert_frame_equal(evaluate(catalog, order, rows, SHORT), whole)
+    np.testing.assert_array_equal(positives(catalog, order), pairs)
+    assert whole["query_id"].tolist() == [f"q{row}" for row in order]
+
+
+def test_large_catalogues_are_cut_into_chunks():
+    class Wide:
+        def __len__(self):
+            return 2**24 // 3
+
+        def relevance(self, rows):
+            return rows
+
+    parts = [(part.start, rows.tolist()) for part, rows in evaluation._relevance(Wide(), np.arange(7))]
+    assert parts == [(0, [0, 1, 2]), (3, [3, 4, 5]), (6, [6])]
+
+
+@hypothesis.given(st.integers(0, 10**6), st.integers(4, 40), st.integers(3, 12))
+@hypothesis.settings(deadline=None, max_examples=50)
+def test_metrics_stay_in_bounds_and_below_the_ceiling(seed, products, queries):
+    catalog = world(products, queries, seed)
+    table = evaluate(catalog, np.arange(queries), random_run(catalog, seed), Evaluation(cutoffs=(1, 3, 10)))
+    metrics = table.filter(like="@")
+    assert (metrics.isna() | ((metrics >= 0) & (metrics <= 1 + 1e-6))).all(axis=None)
+    for k in (1, 3, 10):
+        judged = table[f"Rel@{k}"].notna()
+        assert (table[f"Rel@{k}"] <= table[f"Rel@{k} ceiling"] + 1e-6)[judged].all()
+    for metric in ("HitRate", "Recall"):
+        assert (table[f"{metric}@3"].dropna() <= table[f"{metric}@10"].dropna() + 1e-9).all()
+
+
+def test_the_ideal_ranking_reaches_the_ceiling():
+    catalog = world()
+    rows = np.argsort(-catalog.relevance(np.arange(25)), axis=1, kind="stable")
+    table = evaluate(catalog, np.arange(25), rows, SHORT)
+    np.testing.assert_allclose(table["Rel@3"], table["Rel@3 ceiling"])
+    assert set(table["nDCG@10"].dropna().round(6)) == {1.0} == set(table["MRR@10"].dropna())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: rows[:, :30], "holds 30 products per query, but the metrics look at 50"),
+        (lambda rows: rows[:-1], "one row of products per query"),
+        (lambda rows: np.where(rows == 3, 60, rows), "outside 0 to 59"),
+        (lambda rows: np.where(rows == 3, -2, rows), "outside 0 to 59"),
+        (lambda rows: np.where(rows == 3, 4, rows), "a product twice"),
+    ],
+)
+def test_malformed_runs_are_refused(change, says):
+    catalog = world()
+    with pytest.raises(ValueError, match=says):
+        evaluate(catalog, np.arange(25), change(random_run(catalog)), Evaluation(cutoffs=(50,)))
+
+
+def test_a_query_twice_is_refused():
+    with pytest.raises(ValueError, match="query stands twice"):
+        evaluate(world(), np.zeros(25, int), random_run(world()))
+
+
+# -- segments and cells -----------------------------------------------------------------------------------------------
+
+
+def test_segments_worked_out_by_hand(tiny_catalog):
+    table = segments(tiny_catalog, tiny_catalog.query_rows("test"))
+    members = {name: table.index[table[name]].tolist() for name in table}
+    # training clicks per relevant product: t0 3 (p0), t1 1 (p3), t2 2/3 (p2, p3, p4); t3 has none
+    assert members == {
+        "all": ["t0", "t1", "t2", "t3"],
+        "image-led": ["t0"],
+        "title-led": ["t1", "t2"],
+        "1 word": ["t2"],
+        "2 words": ["t0", "t3"],
+        "3+ words": ["t1"],
+        "head": ["t0"],
+        "torso": ["t1"],
+        "tail": ["t2"],
+        "known string": ["t3"],
+        "new string": ["t0", "t1", "t2"],
+        "asked visual": ["t0"],
+        "asked mixed": ["t1"],
+        "clean titles": ["t0", "t2"],
+        "stuffed titles": ["t1"],
+    }
+    assert table.dtypes.eq(bool).all()
+
+
+def test_unseen_products_and_unspaced_scripts():
+    catalog = world()
+    catalog.queries["split"] = np.where(np.arange(25) < 5, "train", "test")
+    catalog.queries.loc[10, "query"], catalog.queries.loc[0, "query"] = "红色连衣裙", "茶壶"
+    rows = np.arange(25)
+    table = segments(catalog, rows)
+    lengths = table[[name for name in ("1 word", "2 words", "3+ words") if name in table]]
+    assert lengths.iloc[10].argmax() + 1 == min(3, len(catalog.queries["constraints"][10]))
+    assert not lengths.iloc[0].any()  # neither spaces nor constraints
+    position, product = positives(catalog, rows)
+    _, clicked = catalog.clicks("train")
+    unseen = [
+        query for query in rows if query in position and not set(product[position == query]) & set(clicked.tolist())
+    ]
+    assert unseen
+    assert np.flatnonzero(table["unseen"]).tolist() == unseen
+    parts = table[["head", "torso", "tail", "unseen"]].sum(axis=1)
+    assert (parts == np.isin(rows, position)).all()
+
+
+def test_a_plain_catalogue_defines_few_segments():
+    catalog = world()
+    assert not {"image-led", "head", "known string", "asked visual", "clean titles"} & set(
+        segments(catalog, np.arange(25))
+    )
+
+
+def test_cells_split_recall_by_what_training_saw(tiny_catalog):
+    catalog = tiny_catalog
+    query_rows = np.array([1, 4, 5])  # r1 (blue: p1, p3 seen, p4 cold), t2 (pot: p2, p3 seen, p4 cold), t3 (nothing)
+    rows = np.array([[1, 0, 2, 3, 4], [4, 2, 0, 1, 3], [0, 1, 2, 3, 4]])
+    table = cells(catalog, query_rows, rows, cutoff=2)
+    nan = np.nan
+    assert table.index.tolist() == ["r1", "t2", "t3"]
+    np.testing.assert_array_equal(table["in-domain"], [0.5, nan, nan])
+    np.testing.assert_array_equal(table["new product"], [0, nan, nan])
+    np.testing.assert_array_equal(table["new query"], [nan, 0.5, nan])
+    np.testing.assert_array_equal(table["both new"], [nan, 1, nan])
+
+
+def test_recall_within_everything_is_recall():
+    catalog = world()
+    rows = random_run(catalog)
+    table = evaluate(catalog, np.arange(25), rows, Evaluation(cutoffs=(20,)))
+    whole = recall_within(catalog, np.arange(25), rows, np.ones(60, dtype=bool), cutoff=20)
+    np.testing.assert_allclose(whole, table["Recall@20"])
+
+
+# -- intervals and tests ----------------------------------------------------------------------------------------------
+
+
+def test_the_interval_covers_a_known_mean_nineteen_times_in_twenty():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(80), 3)
+    covered = []
+    for trial in range(300):
+        by_intent = rng.normal(0.4, 0.2, size=80)[clusters]
+        scores = by_intent + rng.normal(0, 0.1, size=240)
+        _, low, high = interval(scores, clusters, resamples=300, seed=trial)
+        covered.append(low <= 0.4 <= high)
+    assert 0.90 <= np.mean(covered) <= 0.985
+    _, low, high = interval(scores, np.arange(240), resamples=300)
+    _, wide_low, wide_high = interval(scores, clusters, resamples=300)
+    assert wide_high - wide_low > 1.2 * (high - low)  # the cluster is what was drawn, so it must be what is redrawn
+
+
+def test_the_interval_equals_a_slow_bootstrap():
+    rng = np.random.default_rng(5)
+    scores, clusters = rng.random((3, 30)) + np.array([[0], [0.2], [0.5]]), rng.integers(0, 9, 30)
+    draws = []
+    for _ in range(4000):
+        seeds = rng.integers(0, 3, 3)
+        queries = np.concatenate([np.flatnonzero(clusters == c) for c in rng.choice(np.unique(clusters), 9)])
+        draws.append(scores[seeds][:, queries].mean())
+    mean, low, high = interval(scores, clusters, resamples=4000, seed=1)
+    assert mean == pytest.approx(scores.mean())
+    assert [low, high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
+
+
+def test_intervals_repeat_and_drop_undefined_queries():
+    rng = np.random.default_rng(0)
+    scores, clusters = rng.random((2, 40)), np.arange(40) // 2
+    assert (
+        interval(scores, clusters, seed=3) == interval(scores, clusters, seed=3) != interval(scores, clusters, seed=4)
+    )
+    holes = scores.copy()
+    holes[0, 7] = np.nan
+    kept = np.delete(np.arange(40), 7)
+    assert interval({0: holes[0], 1: pd.Series(holes[1])}, clusters) == interval(scores[:, kept], clusters[kept])
+    assert paired_difference(holes, scores**2, clusters) == paired_difference(
+        scores[:, kept], scores[:, kept] ** 2, clusters[kept]
+    )
+    assert np.isnan(interval(scores, np.zeros(40))[1:]).all()
+    assert np.isnan(interval(scores * np.nan, clusters)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_randomisation_test_equals_scipy_where_all_flips_are_tried(seed):
+    rng = np.random.default_rng(seed)
+    clusters = rng.permutation(np.repeat(np.arange(9), 3))
+    a, b = rng.random((2, 27)) + 0.1, rng.random((2, 27))
+
+    def statistic(x, y, axis):
+        return (x - y).sum(axis=axis)
+
+    def reference(x, y):
+        sums = [np.array([values[clusters == c].sum() for c in range(9)]) for values in (x, y)]
+        return scipy.stats.permutation_test(
+            sums, statistic, permutation_type="samples", vectorized=True, n_resamples=np.inf
+        ).pvalue
+
+    found = paired_difference(a, b, clusters)
+    assert found.p_value == pytest.approx(reference(a.mean(axis=0), b.mean(axis=0)))
+    assert found.p_values_per_seed == pytest.approx([reference(a[s], b[s]) for s in range(2)])
+    drawn = paired_difference(a, b, clusters, resamples=511)  # one too few for all 512
+    assert drawn.p_value == pytest.approx(found.p_value, abs=0.07)
+    assert drawn.p_value != found.p_value
+
+
+def test_p_values_are_uniform_without_an_effect_and_tiny_with_one():
+    rng = np.random.default_rng(0)
+    clusters = np.arange(120) // 2
+    noise = rng.normal(size=(300, 1, 120))  # 300 experiments of one seed
+    p_values = evaluation._sign_flips(noise[..., None], clusters, 500, seed=0)[:, -1, 0]
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
+    a = rng.random((3, 120))
+    clear = paired_difference(a + 0.05 + rng.normal(0, 0.02, (3, 120)), a, clusters, resamples=999)
+    assert clear.p_value == 1 / 1000
+    assert clear.difference == pytest.approx(0.05, abs=0.01)
+    assert clear.interval[0] > 0.03
+    assert paired_difference(a, a, clusters).p_value == 1
+
+
+def test_queries_of_one_intent_are_no_independent_evidence():
+    rng = np.random.default_rng(1)
+    shift = rng.normal(0.02, 0.1, 20)
+    a, b = np.repeat(shift, 30)[None], np.zeros((1, 600))
+    assert paired_difference(a, b, np.arange(600)).p_value < 0.01
+    assert paired_difference(a, b, np.repeat(np.arange(20), 30)).p_value > 0.05
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1, 1])
+    assert holm([]).shape == (0,)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def study(seeds=(0, 1), variants=("joint", "mean", "adaptive")):
+    """Three arms on one world; `adaptive` ranks the relevant a little higher."""
+    catalog = world(80, 40)
+    grades = catalog.relevance(np.arange(40))
+    per_query = {}
+    for number, variant in enumerate(variants):
+        per_query[variant] = {}
+        for seed in seeds:
+            noise = np.random.default_rng([number, seed]).random(grades.shape)
+            rows = np.argsort(-(noise + (0.8 if variant == "adaptive" else 0.3) * grades), axis=1)
+            per_query[variant][seed] = evaluate(catalog, np.arange(40), rows, SHORT)
+    table = pd.DataFrame(
+        {"all": True, "even": np.arange(40) % 2 == 0, "one": np.arange(40) == 5}, index=grades_index(catalog)
+    )
+    return per_query, table
+
+
+def grades_index(catalog):
+    return pd.Index(catalog.queries["query_id"], name="query_id")
+
+
+REFERENCES = [("adaptive", "joint"), ("adaptive", "mean"), ("mean", "joint")]
+
+
+def test_rows_say_what_interval_and_paired_difference_say():
+    per_query, table = study()
+    rows = result_rows("modal_adaptation", per_query, REFERENCES, table, SHORT)
+    intents = per_query["joint"][0]["intent"]
+    for row in rows:
+        keep = table[row["segment"]].to_numpy()
+        arm, reference = (
+            np.array([frame[row["metric"]][keep] for frame in per_query[name].values()])
+            for name in (row["variant"], row["reference"] or "joint")
+        )
+        mean, low, high = interval(arm, intents[keep], 200)
+        assert [row["mean"], *row["interval"]] == pytest.approx([mean, low, high])
+        assert row["per_seed"] == pytest.approx(np.nanmean(arm, axis=1))
+        defined = ~np.isnan(arm).any(axis=0)
+        assert (row["queries"], row["intents"]) == (defined.sum(), intents[keep][defined].nunique())
+        if row["reference"] is None:
+            assert row["variant"] == "joint"
+            assert row["difference"] is row["p_value"] is row["difference_interval"] is row["p_values_per_seed"] is None
+            continue
+        found = paired_difference(arm, reference, intents[keep], 200)
+        assert row["difference"] == pytest.approx(found.difference)
+        assert row["difference_interval"] == pytest.approx(found.interval)
+        assert (row["p_value"], row["p_values_per_seed"]) == (found.p_value, found.p_values_per_seed)
+        base = np.nanmean(reference)
+        assert row["difference_percent"] == (pytest.approx(100 * found.difference / base) if base else None)
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_one_row_per_variant_metric_segment_and_reference():
+    per_query, table = study()
+    rows = result_rows("s", per_query, REFERENCES, table, SHORT)
+    metrics = [name for name in per_query["joint"][0] if "@" in name and "ceiling" not in name]
+    arms = [("joint", None), ("mean", "joint"), ("adaptive", "joint"), ("adaptive", "mean")]
+    expected = set(itertools.product(arms, metrics, ("all", "even")))  # segment `one` has no interval
+    assert {((row["variant"], row["reference"]), row["metric"], row["segment"]) for row in rows} == expected
+    assert len(rows) == len(expected)
+
+
+def test_without_references_there_are_means_only():
+    per_query, table = study()
+    rows = result_rows("s", per_query, [], table, SHORT)
+    assert {row["reference"] for row in rows} == {None}
+
+
+def test_an_arm_that_did_not_run_is_named_and_never_scored():
+    per_query, table = study()
+    del per_query["adaptive"][1]
+    with pytest.raises(MissingArms, match=r"Not run: adaptive seed 1\."):
+        result_rows("s", per_query, REFERENCES, table, SHORT)
+    del per_query["mean"]
+    with pytest.raises(MissingArms) as error:
+        result_rows("s", per_query, REFERENCES, table, SHORT)
+    assert error.value.missing == [("adaptive", "seed 1"), ("mean", "seed 0"), ("mean", "seed 1")]
+    with pytest.raises(MissingArms):
+        result_rows("s", {}, [], table, SHORT)
+
+
+def test_tables_of_other_queries_are_refused():
+    per_query, table = study()
+    with pytest.raises(ValueError, match="same queries in the same order"):
+        result_rows("s", per_query, [], table[::-1], SHORT)
+    per_query["mean"][1] = per_query["mean"][1][::-1]
+    with pytest.raises(ValueError, match="same queries in the same order"):
+        result_rows("s", per_query, [], table, SHORT)
+
+
+def test_planned_comparisons_are_one_family_per_metric():
+    per_query, table = study()
+    rows = result_rows("s", per_query, REFERENCES, table, SHORT)
+    planned = [("s", *pair) for pair in REFERENCES[:2]]
+    assert adjust(rows, planned) is rows
+    for metric in ("Rel@3", "Recall@3"):
+        family = [
+            row
+            for pair in REFERENCES[:2]
+            for row in rows
+            if (row["variant"], row["reference"], row["metric"], row["segment"]) == (*pair, metric, "all")
+        ]
+        assert [row["p_value_holm"] for row in family] == pytest.approx(holm([row["p_value"] for row in family]))
+    metrics = {row["metric"] for row in rows}
+    assert sum(row["p_value_holm"] is not None for row in rows) == 2 * len(metrics)
+    with pytest.raises(MissingArms, match=r"Not run: s adaptive global\."):
+        adjust(rows, [*planned, ("s", "adaptive", "global")])
+
+
+def test_the_table_spells_its_verdicts_out():
+    per_query, table = study()
+    rows = result_rows("s", per_query, REFERENCES, table, Evaluation(cutoffs=(2, 3), resamples=2000))
+    adjust(rows, [("s", "adaptive", "joint")])
+    shown = significance_table(rows, ["Rel@3", "MRR@10"])
+    assert shown["metric"].tolist() == ["Rel@3"] * 4 + ["MRR@10"] * 4
+    line = shown.set_index(["metric", "variant", "against"]).loc["Rel@3"]
+    row = next(
+        row for row in rows if (row["variant"], row["reference"], row["metric"]) == ("adaptive", "joint", "Rel@3")
+    )
+    assert line.loc["adaptive", "joint"]["verdict"] == "better ***"
+    assert line.loc["adaptive", "joint"]["p"].endswith("(Holm)")
+    assert line.loc["adaptive", "joint"]["points"].startswith(f"{100 * row['difference']:+.1f} [")
+    assert line.loc["adaptive", "joint"]["relative"] == f"{row['difference_percent']:+.1f} %"
+    assert line.loc["mean", "joint"]["verdict"] == "no significant difference"
+    assert line.loc["joint", "–"]["verdict"] == "–"
+    assert "percentage points" in shown.attrs["legend"]
+    assert significance_table(rows, "Rel@3", "even")["queries"].max() <= 20
+
+
+# -- baselines --------------------------------------------------------------------------------------------------------
+
+
+def test_bm25_finds_titles_with_the_words_and_nothing_else(tiny_catalog):
+    rows, scores = bm25_run(tiny_catalog, tiny_catalog.query_rows("test"), 3)
+    assert rows.tolist() == [
+        [0, 1, -1],
+        [2, 4, -1],
+        [4, 2, -1],
+        [-1, -1, -1],
+    ]  # shorter titles and repeated words first
+    assert (np.isneginf(scores) == (rows < 0)).all()
+    assert (np.diff(scores[:2, :2], axis=1) < 0).all()
+
+
+def test_bm25_breaks_ties_by_row_and_survives_a_catalogue_without_titles():
+    catalog = world()
+    catalog.products["title"] = "pot"
+    catalog.queries["query"] = "pot"
+    rows, _ = bm25_run(catalog, np.arange(2), 100)
+    assert rows.tolist() == [list(range(60))] * 2
+    assert bm25_run(catalog, np.arange(2), 7)[0].tolist() == [list(range(7))] * 2
+    catalog.products["title"] = None
+    assert (bm25_run(catalog, np.arange(2), 5)[0] == -1).all()
+
+
+def test_behaviour_repeats_the_clicks_of_the_very_string(tiny_catalog):
+    rows, scores = behaviour_run(tiny_catalog, np.array([0, 1, 2, 5]), 3)
+    assert rows.tolist() == [[0, 2, -1], [1, 3, -1], [-1, -1, -1], [0, 2, -1]]  # t3 `Red  Thing` is r0's string
+    assert scores[0, :2].tolist() == [3, 1]
+    table = evaluate(tiny_catalog, np.array([0]), behaviour_run(tiny_catalog, np.array([0]), 10)[0], SHORT)
+    assert table["Recall@2"].tolist() == [1]
+
+
+# -- files for other tools --------------------------------------------------------------------------------------------
+
+
+def test_ir_measures_reads_the_files_and_agrees(tmp_path):
+    catalog = world(200, 40)
+    rows = random_run(catalog, depth=100)
+    rows[3, 60:] = -1
+    scores = -np.sort(-np.random.default_rng(0).random(rows.shape).astype(np.float32), axis=1)
+    scores[:, 2:9] = scores[:, [2]]  # ties, which other tools would break by id
+    table = evaluate(catalog, np.arange(40), rows).set_index("query_id")
+    export_trec(catalog, np.arange(40), rows, scores, tmp_path / "trec", tag="random")
+    qrels, clicks = (
+        list(ir_measures.read_trec_qrels(str(tmp_path / "trec" / f"{name}.trec"))) for name in ("qrels", "clicks")
+    )
+    run = list(ir_measures.read_trec_run(str(tmp_path / "trec" / "run.trec")))
+    assert len(run) == (rows >= 0).sum()
+    named = {
+        "nDCG@10": ir_measures.nDCG @ 10,
+        "MRR@10": ir_measures.RR(rel=60) @ 10,
+        "Recall@10": ir_measures.R(rel=60) @ 10,
+        "Recall@100": ir_measures.R(rel=60) @ 100,
+    }
+    names = {str(measure): name for name, measure in named.items()}
+    seen = 0
+    for value in ir_measures.iter_calc(named.values(), qrels, run):
+        ours = table[names[str(value.measure)]][value.query_id]
+        seen += not np.isnan(ours)
+        assert value.value == pytest.approx(0 if np.isnan(ours) else ours, abs=1e-4)
+    assert seen > 100
+    once = (
+        catalog.interactions[catalog.interactions["kind"] == "click"]
+        .groupby("query")["product"]
+        .agg(lambda p: p.is_unique)
+    )
+    for value in ir_measures.iter_calc([ir_measures.R @ 50], clicks, run):
+        if once[int(value.query_id[1:])]:
+            assert value.value == pytest.approx(table["HitRate@50"][value.query_id])
+
+
+def test_trec_scores_fall_strictly_in_single_precision(tiny_catalog, tmp_path):
+    rows = np.array([[1, 0, 2], [2, 3, 4]])
+    export_trec(tiny_catalog, np.array([2, 3]), rows, np.ones((2, 3)), tmp_path, "t")
+    lines = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
+    assert [line[:4] for line in lines[:3]] == [["t0", "Q0", f"p{row}", str(n)] for n, row in enumerate([1, 0, 2], 1)]
+    falling = np.array([line[4] for line in lines], dtype=np.float32).reshape(2, 3)
+    assert (np.diff(falling, axis=1) < 0).all()
+    assert (tmp_path / "qrels.trec").read_text().splitlines()[:3] == ["t0 0 p0 60", "t0 0 p1 30", "t0 0 p2 30"]
+
+
+def test_ids_with_spaces_do_not_fit_trec(tmp_path):
+    catalog = world()
+    catalog.products.loc[3, "product_id"] = "p 3"
+    with pytest.raises(UserError, match="'p 3'"):
+        export_trec(catalog, np.arange(25), random_run(catalog), np.zeros((25, 60)), tmp_path, "t")
