@@ -283,10 +283,7 @@ def write_catalog(
     folder = Path(folder)
     if isinstance(products, pd.DataFrame):
         products = datasets.Dataset.from_dict(
-            {
-                column: products[column].tolist() if column in products else [None] * len(products)
-                for column in PRODUCTS
-            },
+            {column: _cells(products[column]) if column in products else [None] * len(products) for column in PRODUCTS},
             features=PRODUCTS,
         )
     queries = queries.copy()
@@ -316,10 +313,12 @@ def write_catalog(
                 )
         _rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
         _rows_of(interactions["product_id"], product_ids, Path("interactions"))
-        for table, features, file in ((queries, QUERIES, "queries"), (interactions, INTERACTIONS, "interactions")):
-            datasets.Dataset.from_dict(
-                {column: table[column].tolist() for column in features}, features=features
-            ).to_parquet(draft / f"{file}.parquet")  # fmt: skip
+        datasets.Dataset.from_dict(
+            {column: _cells(queries[column]) for column in QUERIES}, features=QUERIES
+        ).to_parquet(draft / "queries.parquet")  # fmt: skip
+        datasets.Dataset.from_pandas(
+            interactions[list(INTERACTIONS)], features=INTERACTIONS, preserve_index=False
+        ).to_parquet(draft / "interactions.parquet")  # fmt: skip
         if truth is not None:
             truth.to_parquet(draft / "truth.parquet", index=False)
         digests = []
@@ -337,6 +336,11 @@ def write_catalog(
             encoding="utf-8",
         )
     return Catalog.open(folder)
+
+
+def _cells(column: pd.Series) -> list:
+    """The cells of a column, None where pandas holds a NaN of its own (a string column would else read "nan")."""
+    return column.astype(object).where(column.notna(), None).tolist()
 
 
 def _rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:

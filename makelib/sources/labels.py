@@ -1,0 +1,382 @@
+"""Queries and clicks made from label columns, for catalogues that bring none; every report must call them generated.
+
+A query asks for one to three label values ("navy blue heels"); a product is fully relevant when its own labels meet all
+of them. What is ours here: which columns are asked, the strings, the click model. Nothing here reads files.
+
+N products, V distinct values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+#: role of a label column by its name: decides word order and, for the first two, that it is seen rather than read
+ROLES = (
+    ("colour", r"colou?r|颜色|色"),
+    ("look", r"pattern|print|silhouette|shape|texture|neck|sleeve|look|花纹|图案"),
+    ("brand", r"brand|maker|manufacturer|品牌"),
+    ("gender", r"gender|sex|audience|age_?group|性别"),
+    ("usage", r"usage|occasion|style|用途|场合"),
+    ("material", r"material|fabric|材质"),
+)
+#: labels that a shopper rarely asks for and neither title nor image shows
+UNASKED = re.compile(r"season|year|date|price|stock|rating|status|country|size", re.IGNORECASE)
+#: English word order in front of the type; the type comes last
+ORDER = ("brand", "gender", "usage", "other", "look", "colour", "material", "type")
+#: how often a query holds one, two, three constraints
+LENGTHS = {1: 0.20, 2: 0.45, 3: 0.35}
+LONGEST_QUERY = 4
+
+
+def role(column: str, category: str | None) -> str:
+    """What a label column tells, by its name: one of `ORDER`."""
+    if column == category:
+        return "type"
+    return next((name for name, names in ROLES if re.search(names, column, re.IGNORECASE)), "other")
+
+
+def asked_columns(labels: pd.DataFrame, category: str | None) -> list[str]:
+    """Columns worth asking for: not numbers, not `UNASKED`, and not merely a coarser form of the category column."""
+
+    def coarser(column: str) -> bool:
+        if category is None or column == category:
+            return False
+        pairs = labels.loc[labels[column] != "", [category, column]].value_counts()
+        return pairs.groupby(level=0).max().sum() >= 0.99 * pairs.sum()
+
+    return [
+        column
+        for column in labels
+        if not UNASKED.search(column)
+        and not all(re.fullmatch(r"[-+.\d]*", value) for value in labels[column].unique())
+        and not coarser(column)
+    ]
+
+
+def learn_brands(titles: Sequence[str], stop: set[str], minimum: int) -> tuple[list[str], np.ndarray]:
+    """The brand of each title, learned from first words that recur, and how many characters it takes.
+
+    A first word that starts at least `minimum` titles is a brand unless it is a label word (`stop`: "men", "red"). It
+    grows by further words while those that recur cover four in five of its titles ("United Colors of Benetton"), which
+    also tells "John Miller" from "John Players"; a label word needs a further word to become one ("Red Tape").
+    Returns brands (empty: none) and lengths, int (N,).
+    """
+    split = [
+        [(match.group(), match.end()) for match in itertools.islice(re.finditer(r"\S+", title), 5)] for title in titles
+    ]
+    key = [[re.sub(r"['’]s$", "", word.casefold()) for word, _ in title] for title in split]
+    brands, lengths = [""] * len(titles), np.zeros(len(titles), dtype=np.int64)
+
+    def grow(rows: list[int], depth: int) -> None:
+        """`rows` share their first `depth` words: name them, or go on with the words that follow."""
+        follow: dict[str, list[int]] = {}
+        for row in rows:
+            if len(key[row]) > depth + 1:  # a title is more than its brand
+                follow.setdefault(key[row][depth], []).append(row)
+        children = [
+            members for word, members in follow.items() if len(members) >= minimum and (depth == 0 or word not in stop)
+        ]
+        if depth and (depth == 4 or sum(map(len, children)) < 0.8 * len(rows)):
+            if not stop.issuperset(key[rows[0]][:depth]):
+                name = Counter(titles[row][: split[row][depth - 1][1]] for row in rows).most_common(1)[0][0]
+                for row in rows:
+                    brands[row], lengths[row] = name, split[row][depth - 1][1]
+            return
+        for members in children:
+            grow(members, depth + 1)
+
+    grow(list(range(len(titles))), 0)
+    return brands, lengths
+
+
+def duplicate_groups(titles: Sequence[str], pixels: Sequence[bytes | None]) -> tuple[np.ndarray, int]:
+    """Group number of each product, int64 (N,): rows that share a title or exact pixels, directly or through others.
+
+    Titles are compared without case and spacing; an empty title and a missing image join nothing. Pixels that more than
+    20 rows share under mostly different titles are a shop's placeholder and join nothing either; their number is
+    returned too. Wider than "the same product" on purpose: what must not leak between seen and unseen is the input.
+    """
+    titles_code = _codes([" ".join(title.casefold().split()) or None for title in titles])
+    pixels_code = _codes(pixels)
+    together = pd.DataFrame({"title": titles_code, "pixels": pixels_code})
+    shared = together[together["pixels"] >= 0].groupby("pixels")["title"].agg(["size", "nunique"])
+    placeholders = shared.index[(shared["size"] > 20) & (shared["nunique"] > shared["size"] / 2)]
+    pixels_code = np.where(np.isin(pixels_code, placeholders), -1, pixels_code)
+    edges = []
+    for code, first in ((titles_code, len(titles)), (pixels_code, len(titles) + titles_code.max(initial=-1) + 1)):
+        rows = np.flatnonzero(code >= 0)
+        edges.append((rows, code[rows] + first))
+    row, node = (np.concatenate(part) for part in zip(*edges, strict=True))
+    size = int(max(node.max(initial=-1) + 1, len(titles)))
+    _, component = connected_components(
+        coo_matrix((np.ones(len(row), bool), (row, node)), shape=(size, size)), directed=False
+    )
+    return pd.factorize(component[: len(titles)])[0].astype(np.int64), len(placeholders)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Generated `queries` (columns of `QUERIES`), `interactions` (`query_id`, `product` row, `label`, `kind`), which
+    products are `cold` (bool (N,): no training click touches them or their group) and a `summary` for reports."""
+
+    queries: pd.DataFrame
+    interactions: pd.DataFrame
+    cold: np.ndarray
+    summary: dict[str, Any]
+
+
+def ask(
+    labels: pd.DataFrame,
+    titles: Sequence[str],
+    groups: np.ndarray,
+    *,
+    columns: Sequence[str],
+    category: str | None,
+    queries: int,
+    clicks: int,
+    wrong_clicks: float = 0.075,
+    cold: float = 0.15,
+    seed: int = 0,
+) -> Asked:
+    """Make queries from the label `columns` and clicks on what they ask for.
+
+    Intents are sets of 1 to 3 constraints that 2 products to 5 % of the catalogue (2,000 at most) meet in full and in
+    which each constraint narrows the result. Each gets up to three strings of 1 to 4 words; no string serves two
+    intents. 70 / 10 / 20 % of the intents are train / validation / test. Clicks fall on fully relevant products with
+    Zipf popularity of products and queries; a share `wrong_clicks` on another product of the category. A share `cold`
+    of the products, whole groups, gets no training click.
+    """
+    random = np.random.default_rng(seed)
+    intents = _intents(labels[list(columns)], category)
+    if not intents:
+        return Asked(
+            pd.DataFrame(columns=["query_id", "query", "split", "constraints", "intent"]),
+            pd.DataFrame({"query_id": [], "product": np.zeros(0, np.int64), "label": [], "kind": []}),
+            np.zeros(len(labels), bool), {"queries": 0, "intents": 0},
+        )  # fmt: skip
+    speak = _Speaker(labels, titles, columns, category)
+    order = _sample(intents, random, category)
+    used: set[str] = set()
+    table, members = [], []
+    for position in order:
+        constraints, rows = intents[position]
+        strings = [text for text in speak(constraints, len(rows), random) if text not in used]
+        used.update(strings)
+        table += [(text, constraints, position) for text in strings]
+        members += [rows] * len(strings)
+        if len(table) >= queries:
+            break
+    chosen = pd.factorize(np.array([position for *_, position in table]))[0]
+    place = random.permutation(chosen.max() + 1)[chosen] / (chosen.max() + 1)
+    split = np.where(place < 0.7, "train", np.where(place < 0.8, "validation", "test"))
+    frame = pd.DataFrame(
+        {
+            "query_id": [f"q{row:06d}" for row in range(len(table))],
+            "query": [text for text, *_ in table],
+            "split": split,
+            "constraints": [constraints for _, constraints, _ in table],
+            "intent": [json.dumps(constraints, sort_keys=True, ensure_ascii=False) for _, constraints, _ in table],
+        }
+    )
+    is_cold = _cold(groups, cold, random)
+    kinds = labels[category].to_numpy() if category else np.full(len(labels), "")
+    clicked, wrong = _click(members, split == "train", is_cold, kinds, clicks, wrong_clicks, random)
+    relevant = np.array([len(rows) for rows in members])
+    interactions = pd.DataFrame(
+        {"query_id": frame["query_id"].to_numpy()[clicked[0]], "product": clicked[1], "label": 1.0, "kind": "click"}
+    )
+    summary = {
+        "columns": list(columns),
+        "queries": len(frame),
+        "intents": int(frame["intent"].nunique()),
+        "queries_by_split": {name: int((split == name).sum()) for name in ("train", "validation", "test")},
+        "queries_by_constraints": {str(n): int(sum(len(c) == n for c in frame["constraints"])) for n in LENGTHS},
+        "relevant_products_per_query": {
+            "mean": round(float(relevant.mean()), 1),
+            **{f"p{percent}": int(np.percentile(relevant, percent)) for percent in (0, 25, 50, 75, 100)},
+        },
+        "queries_without_type_word": round(float(np.mean([not speak.says_type(*row[:2]) for row in table])), 3),
+        "clicks": len(interactions),
+        "wrong_clicks": round(float(wrong.mean()), 3) if len(wrong) else 0.0,
+        "cold_products": round(float(is_cold.mean()), 3),
+    }
+    return Asked(frame, interactions, is_cold, summary)
+
+
+# -- intents -----------------------------------------------------------------------------------------------------------
+
+
+def _codes(values: Sequence[Any]) -> np.ndarray:
+    return pd.factorize(pd.Series(list(values), dtype=object))[0].astype(np.int64)
+
+
+def _intents(labels: pd.DataFrame, category: str | None) -> list[tuple[dict[str, str], np.ndarray]]:
+    """Every set of 1 to 3 constraints with a useful number of relevant products, and their rows."""
+    most = min(max(2, int(0.05 * len(labels))), 2000)
+    codes = {column: _codes([value or None for value in labels[column]]) for column in labels}
+    found: list[tuple[dict[str, str], np.ndarray]] = []
+    counts: dict[frozenset, int] = {}
+    values = {column: labels[column].to_numpy() for column in labels}
+    for size in LENGTHS:
+        for columns in itertools.combinations(labels.columns, size):
+            present = np.flatnonzero(np.all([codes[column] >= 0 for column in columns], axis=0))
+            key = np.zeros(len(present), dtype=np.int64)
+            for column in columns:
+                key = key * (codes[column].max() + 1) + codes[column][present]
+            order = np.argsort(key, kind="stable")
+            starts = np.flatnonzero(np.r_[True, np.diff(key[order]) > 0]) if len(order) else np.zeros(0, int)
+            for start, end in itertools.pairwise([*starts, len(order)]):
+                rows = present[order[start:end]]
+                constraints = {column: values[column][rows[0]] for column in columns}
+                mark = frozenset(constraints.items())
+                counts[mark] = len(rows)
+                narrower = all(counts[mark - {item}] > len(rows) for item in mark) if size > 1 else True
+                if narrower and 2 <= len(rows) <= most:
+                    found.append((constraints, rows))
+    return found
+
+
+def _sample(
+    intents: list[tuple[dict[str, str], np.ndarray]], random: np.random.Generator, category: str | None
+) -> list[int]:
+    """All intents in the order in which they are taken: by `LENGTHS`, more often what is common and names a type."""
+    weight = np.array([len(rows) ** 0.5 * (3.0 if category in constraints else 1.0) for constraints, rows in intents])
+    size = np.array([len(constraints) for constraints, _ in intents])
+    key = random.exponential(size=len(intents)) / weight  # smallest first = drawn without replacement by weight
+    place = np.zeros(len(intents))
+    for length, share in LENGTHS.items():
+        rows = np.flatnonzero(size == length)
+        place[rows[np.argsort(key[rows])]] = (np.arange(len(rows)) + 0.5) / share
+    return np.argsort(place, kind="stable").tolist()
+
+
+# -- strings -----------------------------------------------------------------------------------------------------------
+
+
+class _Speaker:
+    """Puts constraints into words, as shoppers would type them."""
+
+    def __init__(
+        self, labels: pd.DataFrame, titles: Sequence[str], columns: Sequence[str], category: str | None
+    ) -> None:
+        self.roles = {column: role(column, category) for column in columns}
+        self.category = category
+        self.singular: dict[str, str] = {}
+        self.sizes: dict[frozenset, int] = {}
+        if category:
+            text = pd.Series(list(titles)).str.casefold()
+            for value, rows in labels.groupby(category).indices.items():
+                if value and (one := _singular(value.casefold())):
+                    uses = text.iloc[rows].str.contains(rf"(?<!\w){re.escape(one.split()[-1])}(?!\w)").mean()
+                    if uses >= 0.05:  # titles of the type use the singular, so shoppers may
+                        self.singular[value] = one
+        self.values = {column: labels[column].to_numpy() for column in columns}
+
+    def __call__(self, constraints: dict[str, str], relevant: int, random: np.random.Generator) -> list[str]:
+        """Up to three strings for an intent, the plain one first."""
+        ordered = sorted(constraints, key=lambda column: ORDER.index(self.roles[column]))
+        spoken = {column: constraints[column].casefold() for column in constraints}
+        plain = " ".join(spoken[column] for column in ordered)
+        others = []
+        for last in ("gender", "brand"):
+            moved = sorted(ordered, key=lambda column: self.roles[column] == last)
+            others.append(" ".join(spoken[column] for column in moved))
+        kind = constraints.get(self.category) if self.category else None
+        if kind in self.singular:
+            others += [
+                re.sub(rf"(?<!\S){re.escape(kind.casefold())}(?!\S)", self.singular[kind], text)
+                for text in [plain, *others]
+            ]
+        if kind and len(constraints) > 1 and relevant >= 0.5 * self._without(constraints):
+            others.append(" ".join(spoken[column] for column in ordered if column != self.category))
+        others = [text for text in dict.fromkeys(others) if text != plain]
+        picked = [others[i] for i in random.permutation(len(others))[: random.integers(1, 3)]]
+        texts = [(text, text.split()) for text in [plain, *picked]]  # "formal formal shoes" is nobody's query
+        return [text for text, said in texts if 1 <= len(said) <= LONGEST_QUERY and len(set(said)) == len(said)]
+
+    def says_type(self, text: str, constraints: dict[str, str]) -> bool:
+        """Whether a string names the type that its intent asks for; a string of an intent without one does not."""
+        kind = constraints.get(self.category) if self.category else None
+        return bool(kind) and (kind.casefold() in text or self.singular.get(kind, kind.casefold()) in text)
+
+    def _without(self, constraints: dict[str, str]) -> int:
+        rest = {column: value for column, value in constraints.items() if column != self.category}
+        mark = frozenset(rest.items())
+        if mark not in self.sizes:
+            self.sizes[mark] = int(np.all([self.values[column] == rest[column] for column in rest], axis=0).sum())
+        return self.sizes[mark]
+
+
+def _singular(text: str) -> str | None:
+    for ending, short in (("ies", "y"), ("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("s", "")):
+        if text.endswith(ending) and not text.endswith("ss") and len(text) > len(ending) + 2:
+            return text[: -len(ending)] + short
+    return None
+
+
+# -- clicks ------------------------------------------------------------------------------------------------------------
+
+
+def _zipf(count: int, random: np.random.Generator, exponent: float = 0.8) -> np.ndarray:
+    return 1.0 / (1.0 + random.permutation(count)) ** exponent
+
+
+def _cold(groups: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    sizes = np.bincount(groups)
+    order = random.permutation(len(sizes))
+    return np.isin(groups, order[np.cumsum(sizes[order]) <= share * len(groups)])
+
+
+def _click(
+    members: list[np.ndarray],
+    train: np.ndarray,
+    cold: np.ndarray,
+    kinds: np.ndarray,
+    clicks: int,
+    wrong_share: float,
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clicks as int64 (2, n): query row, product row; and bool (n,) where the click is wrong."""
+    popularity = _zipf(len(kinds), random)
+    warm_popularity = np.where(cold, 0.0, popularity)
+    query = np.repeat(np.arange(len(members)), [len(rows) for rows in members])
+    product = np.concatenate(members)
+    weight = np.where(train[query], warm_popularity[product], popularity[product])
+    ends = np.cumsum(weight)
+    last = ends[np.cumsum([len(rows) for rows in members]) - 1]
+    first = np.r_[0.0, last[:-1]]
+    answerable = np.flatnonzero(last > first)  # a training query whose products are all cold gets no click
+    asked = _zipf(len(members), random)[answerable]
+    drawn = np.r_[answerable, random.choice(answerable, max(0, clicks - len(answerable)), p=asked / asked.sum())]
+    at = np.searchsorted(ends, first[drawn] + random.random(len(drawn)) * (last - first)[drawn], side="right")
+    clicked = product[np.minimum(at, len(product) - 1)]
+    # a wrong click: another product of the clicked one's category, popular ones first, that does not meet the intent
+    by_kind = np.argsort(_codes(kinds), kind="stable")
+    code = _codes(kinds)[by_kind]
+    starts, stops = (
+        np.searchsorted(code, np.arange(code.max() + 1)),
+        np.searchsorted(code, np.arange(code.max() + 1), "right"),
+    )
+    totals = np.r_[0.0, np.cumsum(warm_popularity[by_kind])]
+    for_kind = np.empty(len(kinds), dtype=np.int64)
+    for_kind[by_kind] = code
+    low, high = totals[starts[for_kind[clicked]]], totals[stops[for_kind[clicked]]]
+    other = np.searchsorted(totals[1:], low + random.random(len(clicked)) * (high - low), side="right")
+    other = by_kind[np.minimum(other, len(kinds) - 1)]
+    right = pd.MultiIndex.from_arrays([query, product])
+    misses = ~pd.MultiIndex.from_arrays([drawn, other]).isin(right) & (high > low) & (kinds[other] == kinds[clicked])
+    # draws that meet the intent by chance stay right clicks; draw so many more that the share holds
+    rate = min(1.0, wrong_share / max(misses.mean(), 1e-9)) if len(misses) else 0.0
+    wrong = misses & (random.random(len(clicked)) < rate)
+    return np.stack([drawn, np.where(wrong, other, clicked)]), wrong

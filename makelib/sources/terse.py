@@ -1,0 +1,95 @@
+"""Terse sellers: hide the words of label columns from a share of titles, so that only the photograph still tells them.
+
+The controlled experiment on real photographs (ours, after the paper's premise that users look at the title for some
+products and at the image for others). It edits titles and says which; what is asked and what is relevant is not its
+business (`makelib.sources.labels`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from makelib.text import words
+
+#: pattern words of fashion and home titles that no label column holds
+PATTERN_WORDS = (
+    "stripe", "stripes", "striped", "striper", "check", "checks", "checked", "checkered", "checkerd", "plaid", "plaids",
+    "plaided", "tartan", "gingham", "argyle", "print", "prints", "printed", "solid", "solids", "plain", "floral",
+    "florals", "flower", "flowers", "polka", "dot", "dots", "dotted", "graphic", "abstract", "paisley", "camouflage",
+    "camo", "textured", "embroidered", "embellished", "geometric", "melange", "tie-dye", "ombre", "leopard", "zebra",
+)  # fmt: skip
+#: colour words that sellers use and label columns rarely list
+COLOUR_WORDS = (
+    "aqua", "cyan", "turquoise", "teal", "violet", "indigo", "wine", "maroon", "burgundy", "crimson", "scarlet",
+    "coral", "fuchsia", "ivory", "cream", "beige", "camel", "mustard", "lime", "mint", "emerald", "navy", "charcoal",
+    "lemon", "golden", "silvery", "multi", "multicolour", "multicolor", "multicoloured", "multicolored",
+    "multi-coloured", "multi-colored", "colour", "color", "coloured", "colored", "colourful", "colorful",
+)  # fmt: skip
+
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_EDGES = re.compile(r"^[\s/&,+\-–]+|(?<=\s)[\s/&,+\-–]+$")
+
+
+def vocabulary(values: Iterable[str]) -> list[str]:
+    """The words to hide for one label column: each value as a phrase and each of its words, in lower case."""
+    found: set[str] = set()
+    for value in values:
+        found |= {value.casefold(), *words(value)}
+    return sorted(found - {"", "and"})
+
+
+def pattern(phrases: Iterable[str]) -> re.Pattern[str]:
+    """One expression that finds any of the phrases as whole words, joined ones ("black / red", "navy and white") too.
+
+    Scripts without spaces have no word borders, so there a phrase is found anywhere.
+    """
+
+    def bounded(phrase: str) -> str:
+        body = r"[\s\-]+".join(re.escape(part) for part in re.split(r"[\s\-]+", phrase) if part)
+        left = "" if _UNSPACED.match(phrase[0]) else r"(?<!\w)"
+        right = "" if _UNSPACED.match(phrase[-1]) else r"(?!\w)"
+        return f"{left}{body}{right}"
+
+    one = "|".join(
+        bounded(phrase) for phrase in sorted(set(phrases), key=lambda phrase: (-len(phrase), phrase)) if phrase
+    )
+    if not one:
+        return re.compile(r"(?!)")
+    return re.compile(rf"(?:{one})(?:\s*(?:[/&,+\-]|\band\b)\s*(?:{one}))*", re.IGNORECASE)
+
+
+def hide(
+    titles: Sequence[str], phrases: Iterable[str], chosen: np.ndarray, keep: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """Titles without the phrases where `chosen`, all others untouched.
+
+    Args:
+        chosen: bool (N,), which sellers are terse.
+        keep: int (N,), so many leading characters (the brand: "Red Tape") are never touched.
+
+    Returns the titles and bool (N,) where the seller was terse and so nothing of the phrases is left. A title that
+    would become empty stays as it is and is not terse.
+    """
+    find = pattern(phrases)
+    hidden, terse = list(titles), np.array(chosen, dtype=bool)
+    for row in np.flatnonzero(terse):
+        head, tail = titles[row][: keep[row]], titles[row][keep[row] :]
+        left, found = find.subn(" ", tail)
+        if found:
+            left = _EDGES.sub("", re.sub(r"\s+", " ", left).strip())
+            hidden[row] = f"{head} {left}".strip() if head else left
+        if titles[row] and not hidden[row]:
+            hidden[row], terse[row] = titles[row], False
+    return hidden, terse
+
+
+def names(titles: Sequence[str], values: Sequence[str], keep: np.ndarray) -> np.ndarray:
+    """Whether each title names its own product's value, by any word of it and past `keep` characters: bool (N,)."""
+    find = {value: pattern(vocabulary([value])) for value in set(values)}
+    named = [
+        find[value].search(title, start) for title, value, start in zip(titles, values, keep.tolist(), strict=True)
+    ]
+    return np.array([match is not None for match in named], dtype=bool)
