@@ -1,0 +1,288 @@
+"""The command line: `python -m makelib …`. Reads words, calls the library, prints tables; it computes nothing itself.
+
+The library is imported inside each command, so that `--help` and a mistyped word answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from makelib.runtime import UserError
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def data_bazaar(given: Namespace) -> None:
+    from makelib.settings import preset
+    from makelib.sources import bazaar, open_catalog
+
+    settings = preset(given.preset).replace(**overrides(given.set))
+    if given.out and given.out.exists() and not (given.out / "catalogue.json").is_file():
+        raise UserError(
+            f"{given.out} exists and is no catalogue; choose another --out, so that nothing is overwritten."
+        )
+    catalog = bazaar.generate(settings.bazaar, given.out) if given.out else open_catalog("bazaar", settings)
+    print(
+        f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries, {len(catalog.interactions)} clicks"
+    )
+
+
+def data_import(given: Namespace) -> None:
+    from makelib.sources import files
+
+    columns = dict(_pair(text, "--map", "title=name") for text in given.map)
+    names = ("name", "limit", "hide_columns", "hide_words", "hide_share", "strict")
+    if not given.folder.is_dir():
+        raise UserError(f"There is no folder {given.folder}.")
+    options = files.read_options(
+        given.folder, columns=columns or None, **{name: getattr(given, name) for name in names}
+    )  # fmt: skip
+    catalog = files.import_catalog(given.folder, given.out or Path("data") / given.folder.resolve().name, options)
+    print(
+        f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries\n\n{files.health_report(catalog)}"
+    )
+
+
+def train(given: Namespace) -> None:
+    from makelib.ablation import STUDIES, Experiment
+
+    study = next((study for study, variants in STUDIES.items() if given.variant in variants), None)
+    if study is None:
+        known = dict.fromkeys(variant for variants in STUDIES.values() for variant in variants)
+        raise UserError(f"There is no variant {given.variant!r}. Choose one of: {', '.join(known)}.")
+    experiment = Experiment.open(_run(given), given.preset, given.catalog, 0, overrides(given.set))
+    arm = experiment.arm(study, given.variant, given.seed)
+    experiment.train([arm])
+    print(arm.folder)
+
+
+def index(given: Namespace) -> None:
+    from makelib.ablation import find_model
+    from makelib.index import ProductIndex
+    from makelib.retriever import Retriever
+    from makelib.settings import read_yaml, write_yaml
+
+    folder = find_model(given.run, given.variant)
+    retriever, settings = (
+        Retriever.open(folder),
+        read_yaml(folder / "settings.yaml").replace(**{"index.kind": given.kind}),
+    )
+    built = ProductIndex.build(
+        retriever.vectors.embedding,
+        retriever.catalog.products["product_id"],
+        settings.index,
+        model_fingerprint=retriever.model.fingerprint(),
+        catalogue_fingerprint=retriever.catalog.fingerprint,
+    )
+    out = given.out or folder.with_name(f"{folder.name}-{given.kind}")
+    dataclasses.replace(retriever, index=built).save(out)
+    write_yaml(settings, out / "settings.yaml")
+    print(f"{out}: {len(built)} products, {built.dim} dimensions, {given.kind}, {built.nbytes / 2**20:.1f} MiB")
+
+
+def search(given: Namespace) -> None:
+    from makelib.ablation import find_model
+    from makelib.retriever import Retriever
+
+    hits = Retriever.open(find_model(given.run, given.variant)).search(given.query, given.k).drop(columns="row")
+    print(hits.to_json(orient="records", force_ascii=False, indent=2) if given.json else _table(hits))
+
+
+def evaluate(given: Namespace) -> None:
+    import pandas as pd
+
+    from makelib import evaluation
+    from makelib.ablation import find_model, queries_of
+    from makelib.retriever import Retriever
+    from makelib.settings import read_yaml
+
+    folder = find_model(given.run, given.variant)
+    retriever, settings = Retriever.open(folder), read_yaml(folder / "settings.yaml")
+    catalog, judged = retriever.catalog, queries_of(retriever.catalog, settings)
+    queries = retriever.model.encode_queries(catalog.queries["query"].iloc[judged].tolist())
+    rows, scores = retriever.index.search(queries, max(settings.evaluation.cutoffs))
+    table = evaluation.evaluate(catalog, judged, rows, settings.evaluation)
+    resamples, alpha = settings.evaluation.resamples, settings.evaluation.alpha
+    means = {
+        metric: evaluation.interval(table[metric].to_numpy()[None], table["intent"], resamples, alpha=alpha)
+        for metric in table.columns
+        if "@" in metric and not metric.endswith("ceiling")
+    }
+    positives = table["positives"].mean()
+    print(f"{retriever.name}: {len(judged)} test queries, {len(catalog)} products, {positives:.1f} relevant a query;")
+    print("fractions, with their interval over queries\n")
+    print(_table(pd.DataFrame(means, ["mean", "low", "high"]).T))
+    if given.trec:
+        evaluation.export_trec(catalog, judged, rows, scores, given.trec, retriever.name.replace(" ", "_"))
+        print(f"\nTREC files: {given.trec}")
+
+
+def ablate(given: Namespace) -> None:
+    from makelib import evaluation
+    from makelib.ablation import Experiment
+
+    experiment = Experiment.open(_run(given), given.preset, given.catalog, given.seeds, overrides(given.set))
+    table = evaluation.significance_table(experiment.study(given.study), ["Rel@10", "HitRate@100"])
+    print(f"{_table(table)}\n\n{table.attrs['legend']}")
+
+
+def reproduce(given: Namespace) -> int:
+    from makelib import reports
+
+    return reports.reproduce(given.preset, given.catalog, given.seeds, _run(given), overrides(given.set))
+
+
+def bench(given: Namespace) -> None:
+    from makelib.bench import bench
+    from makelib.settings import preset
+
+    table = bench(preset(given.preset).replace(**overrides(given.set)))
+    print(f"{_table(table)}\n\n{table.attrs['legend']}")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistyped word is a mistake that the user can mend: one line, as for every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `command` of the parsed namespace is the function to call."""
+    changes = _Parser(add_help=False)
+    changes.add_argument("--preset", default="quick", help="smoke, quick or full (default: quick)")
+    changes.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.steps=100")
+    experiment = _Parser(add_help=False, parents=[changes])
+    experiment.add_argument("--catalog", default="bazaar", help="bazaar, a folder or hub:<name> (default: bazaar)")
+    several = _Parser(add_help=False, parents=[experiment])
+    several.add_argument("--seeds", type=int, default=0, help="how many seeds; 0, the default: as the preset says")
+    trained = _Parser(add_help=False)
+    trained.add_argument("--run", required=True, help="run folder, its name under reports/, or a model folder")
+    trained.add_argument("--variant", help="which trained variant (default: the fullest)")
+
+    top = _Parser(
+        prog="python -m makelib", description="Product search that weighs title and image, and its ablations."
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(to, function, name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = to.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
+        added.set_defaults(command=function)
+        return added
+
+    data = commands.add_parser("data", help="make or import a catalogue", description="Make or import a catalogue.")
+    sources = data.add_subparsers(title="sources", metavar="SOURCE", required=True)
+    sub = add(sources, data_bazaar, "bazaar", "generate the embedded world", changes)
+    sub.add_argument("--out", type=Path, help="folder (default: under data/, where runs look for it)")
+    sub = add(sources, data_import, "import", "import a folder of products")
+    sub.add_argument("folder", type=Path, help="holds products.csv, .parquet or .jsonl, and the images")
+    sub.add_argument("--out", type=Path, help="catalogue folder (default: data/<name of the folder>)")
+    sub.add_argument("--name", help="what reports call it (default: the folder's name)")
+    sub.add_argument(
+        "--map", action="append", default=[], metavar="KEY=COLUMN", help="such as title=productDisplayName"
+    )
+    sub.add_argument("--limit", type=int, help="products drawn at random; 0: all")
+    sub.add_argument(
+        "--hide-columns", nargs="+", metavar="COLUMN", help="terse sellers: titles lose the words of these"
+    )
+    sub.add_argument("--hide-words", nargs="+", metavar="WORD", help="terse sellers: titles lose these words too")
+    sub.add_argument("--hide-share", type=float, metavar="SHARE", help="terse sellers: which share of titles, 0 to 1")
+    sub.add_argument("--strict", action="store_true", default=None, help="a broken row or image is an error")
+
+    sub = add(commands, train, "train", "train one variant", experiment)
+    sub.add_argument("--variant", default="adaptive", help="such as title, mean, adaptive, both (default: adaptive)")
+    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
+
+    sub = add(commands, index, "index", "build another index over a trained model", trained)
+    sub.add_argument("--kind", default="hnsw", choices=("exact", "hnsw", "ivf"), help="(default: hnsw)")
+    sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
+
+    sub = add(commands, search, "search", "search a catalogue by text", trained)
+    sub.add_argument("query")
+    sub.add_argument("-k", type=int, default=10, help="how many products (default: 10)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = add(commands, evaluate, "evaluate", "judge a trained model on the test queries", trained)
+    sub.add_argument("--trec", type=Path, help="export run and judgments as TREC files into this folder, too")
+
+    sub = add(commands, ablate, "ablate", "train and compare the variants of a study", several)
+    sub.add_argument(
+        "--study", default="modal_adaptation", help="modal_adaptation (default), keyword_enhancement, make"
+    )
+    sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
+
+    sub = add(commands, reproduce, "reproduce", "execute all notebooks and write the report", several)
+    sub.add_argument("--out", dest="run", type=Path, help="folder of the report (default: reports/<preset>)")
+
+    sub = add(commands, bench, "bench", "time each stage on this machine", changes)
+    sub.epilog = "Takes a minute with --preset smoke."
+    return top
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["training.steps=100", …]` as a dictionary, values read as YAML."""
+    import yaml
+
+    def value(text: str) -> Any:
+        try:
+            read = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set: {text!r} is not a value; write it as in YAML, such as [title, mean].") from None
+        try:
+            return float(read) if isinstance(read, str) else read  # YAML takes 1e-3 for a word
+        except ValueError:
+            return read
+
+    return {name: value(text) for name, text in (_pair(pair, "--set", "training.steps=100") for pair in pairs)}
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise UserError(f"{option} {text!r} lacks a name or an `=`; write it as {option} {example}.")
+    return name.strip(), value.strip()
+
+
+def _run(given: Namespace) -> Path:
+    """The run folder; without one, a name that says preset and catalogue."""
+    if given.run:
+        return given.run
+    if given.catalog == "bazaar":
+        return Path("reports") / given.preset
+    return Path("reports") / f"{given.preset}-{Path(given.catalog.removeprefix('hub:')).name}"
+
+
+def _table(table) -> str:
+    return table.to_string(index=table.index.dtype == object, float_format="{:.3f}".format, max_colwidth=60)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 not all done, 2 a mistake to mend, 130 interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that children are stopped, as after Ctrl-C
+    try:
+        given = parser().parse_args(words)
+        return given.command(given) or 0
+    except UserError as error:
+        print(f"makelib: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("makelib: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
