@@ -1,0 +1,120 @@
+"""Why one product came back for one query, and what would change it: numbers from a `Retriever`, no HTML, no widgets.
+
+Everything is measured by asking the model again: leave a word out, cover a patch, blank the image, edit the title. That
+works for every fusion, also those whose score does not split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from makelib.retriever import Retriever
+
+#: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
+MOST_WORDS = 48
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a product, in units of the score (a cosine).
+
+    Attributes:
+        score, rank: of the product in the whole catalogue, rank from 1.
+        parts: title and image part of the score, float (2,), sum `score`; NaN where the fusion does not split.
+        weights: modal weights of title and image, float (2,); NaN where the fusion has none.
+        words: the title's words in order, each with how much the score falls when it is left out.
+        heat: float (g, g), how much the score falls when the image is covered there; None without an image.
+        neighbours: rows of the nearest other products, int64 (n,).
+    """
+
+    score: float
+    rank: int
+    parts: np.ndarray
+    weights: np.ndarray
+    words: list[tuple[str, float]]
+    heat: np.ndarray | None
+    neighbours: np.ndarray
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A product as it is, or as it would be: `weights` (2,) of title and image, `score`, `rank` in the catalogue."""
+
+    weights: np.ndarray
+    score: float
+    rank: int
+
+
+def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8, neighbours: int = 6) -> Evidence:
+    """Ask why product `row` has its score for the query embedding `query`, float32 (d,).
+
+    Words by leave-one-out, patches by occlusion with grey (Zeiler and Fergus, 2014) in a window of two by two cells of
+    a `grid` x `grid`; all variations are encoded in one batch.
+    """
+    catalog, model = retriever.catalog, retriever.model
+    pixels, has_image = catalog.images(model.config.image_size)
+    picture, there = np.array(pixels[row]), bool(has_image[row])
+    title = str(catalog.products["title"].iloc[row] or "")
+    split = title.split()
+    words = split[:MOST_WORDS]
+    titles = [title] + [" ".join(split[:i] + split[i + 1 :]) for i in range(len(words))]
+    covered = _covered(picture, grid) if there else np.zeros((0, *picture.shape), np.uint8)
+    batch = np.concatenate([np.broadcast_to(picture, (len(titles), *picture.shape)), covered])
+    texts = titles + [title] * len(covered)
+    scores = model.encode_products(texts, batch, np.full(len(texts), there)).embedding @ query
+    falls = scores[0] - scores
+
+    embedding = retriever.vectors.embedding
+    nearest = retriever.index.search(embedding[row][None], neighbours + 1)[0][0]
+    score = float(embedding[row] @ query)
+    return Evidence(
+        score=score,
+        rank=rank(retriever, query, score, row),
+        parts=retriever.vectors.parts[row] @ query,
+        weights=retriever.vectors.weights[row],
+        words=[(word, float(fall)) for word, fall in zip(words, falls[1 : len(titles)], strict=True)],
+        heat=falls[len(titles) :].reshape(grid, grid) if there else None,
+        neighbours=nearest[nearest != row][:neighbours],
+    )
+
+
+def what_if(
+    retriever: Retriever, query: np.ndarray, row: int, *, title: str | None = None, blank: bool = False
+) -> tuple[Variation, Variation]:
+    """Product `row` as it is listed, and with another `title` (None keeps it, "" removes it) or without its image.
+
+    The rank is among all other products as they are.
+    """
+    catalog, model = retriever.catalog, retriever.model
+    pixels, has_image = catalog.images(model.config.image_size)
+    title = str(catalog.products["title"].iloc[row] or "") if title is None else title
+    vectors = model.encode_products(
+        [title], np.array(pixels[row])[None], np.array([bool(has_image[row]) and not blank])
+    )
+    score = float(vectors.embedding[0] @ query)
+    was = float(retriever.vectors.embedding[row] @ query)
+    return (
+        Variation(retriever.vectors.weights[row], was, rank(retriever, query, was, row)),
+        Variation(vectors.weights[0], score, rank(retriever, query, score, row)),
+    )
+
+
+def rank(retriever: Retriever, query: np.ndarray, score: float, row: int) -> int:
+    """The rank, from 1, that product `row` has with this score among all other products."""
+    others = retriever.vectors.embedding @ query
+    equal = np.abs(others - score) <= 1e-6  # equals are in the order of rows, as in the index
+    equal[row:] = False
+    better = others > score + 1e-6
+    better[row] = False
+    return 1 + int((better | equal).sum())
+
+
+def _covered(picture: np.ndarray, grid: int) -> np.ndarray:
+    """`picture` uint8 (S, S, 3) with each of the grid's windows in grey: uint8 (grid * grid, S, S, 3)."""
+    size = len(picture)
+    middle = (np.arange(grid) + 0.5) * size / grid
+    near = np.abs(np.arange(size) + 0.5 - middle[:, None]) <= size / grid  # (g, S)
+    window = near[:, None, :, None] & near[None, :, None, :]  # (g, g, S, S)
+    return np.where(window.reshape(-1, size, size, 1), np.uint8(128), picture)
