@@ -72,7 +72,8 @@ class ImportOptions:
     seed: int = 0
     #: columns that become attributes; empty: those with few distinct values
     label_columns: tuple[str, ...] = ()
-    #: "visual" or "textual" by attribute; others: visual where the name speaks of colour, pattern, shape
+    #: "type", "visual" or "textual" by attribute; others: the category column is the type, and visual is what speaks of
+    #: colour, pattern, shape by its name
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
     #: learn an attribute `brand` from first title words where no column tells it
     learn_brand: bool = True
@@ -108,8 +109,8 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
     known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}
     if unknown := [column for column in options.columns if column not in known]:
         raise UserError(f"columns: there is no column {unknown[0]!r} to map; known: {', '.join(known)}.")
-    if wrong := [kind for kind in options.attribute_kinds.values() if kind not in ("visual", "textual")]:
-        raise UserError(f"attribute_kinds: {wrong[0]!r} is unknown; use visual or textual.")
+    if wrong := [kind for kind in options.attribute_kinds.values() if kind not in ("type", "visual", "textual")]:
+        raise UserError(f"attribute_kinds: {wrong[0]!r} is unknown; use type, visual or textual.")
     return options
 
 
@@ -147,7 +148,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
     """Read a folder of products and write it as a catalogue under `out`, whole or not at all; returns it opened.
 
     Beside the tables lie `quarantine.csv` (`table, row, product_id, file, reason, action`; rows count from 1 after the
-    header), `health.json` (see `health_report`) and `truth.parquet`: `terse`, whether the seller lost words, and
+    header), `health.json` (see `health_report`) and `truth.parquet`: `terse`, whether the title lost words,
     `title_names_<column>`, whether the title still names the product's own value; `cold` where clicks are generated.
     Memory grows by some hundred bytes a product and not with the photographs.
 
@@ -198,6 +199,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
                 queries, interactions, truth["cold"], summary = _generated(rows, frame, groups, options, notes)
         if options.strict and quarantine.counts:
             raise UserError(f"{folder}: {quarantine} Without strict they are left out and listed in quarantine.csv.")
+        truth.insert(0, "product_id", rows.ids)
         health = {
             "products": quarantine.account("products", rows.read, len(rows.ids), len(left_out)),
             **accounts,
@@ -217,12 +219,13 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             "hidden": {key: value for key, value in hidden.items() if key != "words"},
             "generated": summary,
         }
-        visual = {column: labels.role(column, rows.category) in ("colour", "look") for column in frame}
+        kinds = {"type": "type", "colour": "visual", "look": "visual"}
         info = {
             "source": "files",
             "generated_queries": not accounts,
             "notes": notes,
-            "attribute_kinds": {c: "visual" if visual[c] else "textual" for c in frame} | dict(options.attribute_kinds),
+            "attribute_kinds": {column: kinds.get(labels.role(column, rows.category), "textual") for column in frame}
+            | dict(options.attribute_kinds),
             "category_column": rows.category,
             "hidden": hidden,
             "generated": summary,
@@ -482,7 +485,7 @@ def _generated(
     )  # fmt: skip
     if asked.queries.empty:
         raise UserError(
-            f"{rows.path}: no query can be generated, for no label value is shared by 2 to 5 % of the products "
+            f"{rows.path}: no query can be generated, for no label value is shared by 2 products to 5 % of them "
             f"(labels: {', '.join(frame) or 'none'}). Add label columns or rows, or bring interactions.csv."
         )
     notes.insert(0, f"GENERATED QUERIES: a program asked for {', '.join(columns)} and clicked; no person did.")

@@ -34,6 +34,8 @@ ROLES = (
 UNASKED = re.compile(r"season|year|date|price|stock|rating|status|country|size", re.IGNORECASE)
 #: English word order in front of the type; the type comes last
 ORDER = ("brand", "gender", "usage", "other", "look", "colour", "material", "type")
+#: which columns are asked first where there are many
+PRIORITY = ("type", "colour", "brand", "gender", "usage", "look", "material", "other")
 #: how often a query holds one, two, three constraints
 LENGTHS = {1: 0.20, 2: 0.45, 3: 0.35}
 LONGEST_QUERY = 4
@@ -47,7 +49,10 @@ def role(column: str, category: str | None) -> str:
 
 
 def asked_columns(labels: pd.DataFrame, category: str | None) -> list[str]:
-    """Columns worth asking for: not numbers, not `UNASKED`, and not merely a coarser form of the category column."""
+    """Columns worth asking for: not numbers, not `UNASKED`, and not merely a coarser form of the category column.
+
+    Where there are more than six, the first six by `PRIORITY`.
+    """
 
     def coarser(column: str) -> bool:
         if category is None or column == category:
@@ -55,13 +60,15 @@ def asked_columns(labels: pd.DataFrame, category: str | None) -> list[str]:
         pairs = labels.loc[labels[column] != "", [category, column]].value_counts()
         return pairs.groupby(level=0).max().sum() >= 0.99 * pairs.sum()
 
-    return [
+    wanted = [
         column
         for column in labels
         if not UNASKED.search(column)
         and not all(re.fullmatch(r"[-+.\d]*", value) for value in labels[column].unique())
         and not coarser(column)
     ]
+    first = sorted(wanted, key=lambda column: PRIORITY.index(role(column, category)))[:6]
+    return [column for column in wanted if column in first]
 
 
 def learn_brands(titles: Sequence[str], stop: set[str], minimum: int) -> tuple[list[str], np.ndarray]:
@@ -75,7 +82,8 @@ def learn_brands(titles: Sequence[str], stop: set[str], minimum: int) -> tuple[l
     split = [
         [(match.group(), match.end()) for match in itertools.islice(re.finditer(r"\S+", title), 5)] for title in titles
     ]
-    key = [[re.sub(r"['’]s$", "", word.casefold()) for word, _ in title] for title in split]
+    key = [[_stem(word) for word, _ in title] for title in split]
+    stop = set(map(_stem, stop))
     brands, lengths = [""] * len(titles), np.zeros(len(titles), dtype=np.int64)
 
     def grow(rows: list[int], depth: int) -> None:
@@ -98,6 +106,10 @@ def learn_brands(titles: Sequence[str], stop: set[str], minimum: int) -> tuple[l
 
     grow(list(range(len(titles))), 0)
     return brands, lengths
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(['’]?s)$", "", word.casefold())
 
 
 def duplicate_groups(titles: Sequence[str], pixels: Sequence[bytes | None]) -> tuple[np.ndarray, int]:
@@ -151,20 +163,14 @@ def ask(
 ) -> Asked:
     """Make queries from the label `columns` and clicks on what they ask for.
 
-    Intents are sets of 1 to 3 constraints that 2 products to 5 % of the catalogue (2,000 at most) meet in full and in
-    which each constraint narrows the result. Each gets up to three strings of 1 to 4 words; no string serves two
-    intents. 70 / 10 / 20 % of the intents are train / validation / test. Clicks fall on fully relevant products with
-    Zipf popularity of products and queries; a share `wrong_clicks` on another product of the category. A share `cold`
-    of the products, whole groups, gets no training click.
+    Intents are sets of 1 to 3 constraints that 2 products to 5 % of the catalogue (20 at least, 2,000 at most) meet
+    in full and in which each constraint narrows the result. Each gets up to three strings of 1 to 4 words; no string
+    serves two intents. 70 / 10 / 20 % of the intents are train / validation / test. Clicks fall on fully relevant
+    products with Zipf popularity of products and queries; a share `wrong_clicks` on another product of the category. A
+    share `cold` of the products, whole groups, gets no training click.
     """
     random = np.random.default_rng(seed)
-    intents = _intents(labels[list(columns)], category)
-    if not intents:
-        return Asked(
-            pd.DataFrame(columns=["query_id", "query", "split", "constraints", "intent"]),
-            pd.DataFrame({"query_id": [], "product": np.zeros(0, np.int64), "label": [], "kind": []}),
-            np.zeros(len(labels), bool), {"queries": 0, "intents": 0},
-        )  # fmt: skip
+    intents = _intents(labels[list(columns)])
     speak = _Speaker(labels, titles, columns, category)
     order = _sample(intents, random, category)
     used: set[str] = set()
@@ -177,6 +183,10 @@ def ask(
         members += [rows] * len(strings)
         if len(table) >= queries:
             break
+    if not table:
+        nothing = pd.DataFrame(columns=["query_id", "query", "split", "constraints", "intent"])
+        clicks = pd.DataFrame(columns=["query_id", "product", "label", "kind"])
+        return Asked(nothing, clicks, np.zeros(len(labels), dtype=bool), {"queries": 0, "intents": 0})
     chosen = pd.factorize(np.array([position for *_, position in table]))[0]
     place = random.permutation(chosen.max() + 1)[chosen] / (chosen.max() + 1)
     split = np.where(place < 0.7, "train", np.where(place < 0.8, "validation", "test"))
@@ -221,9 +231,9 @@ def _codes(values: Sequence[Any]) -> np.ndarray:
     return pd.factorize(pd.Series(list(values), dtype=object))[0].astype(np.int64)
 
 
-def _intents(labels: pd.DataFrame, category: str | None) -> list[tuple[dict[str, str], np.ndarray]]:
+def _intents(labels: pd.DataFrame) -> list[tuple[dict[str, str], np.ndarray]]:
     """Every set of 1 to 3 constraints with a useful number of relevant products, and their rows."""
-    most = min(max(2, int(0.05 * len(labels))), 2000)
+    most = min(max(20, int(0.05 * len(labels))), 2000)
     codes = {column: _codes([value or None for value in labels[column]]) for column in labels}
     found: list[tuple[dict[str, str], np.ndarray]] = []
     counts: dict[frozenset, int] = {}
@@ -236,13 +246,14 @@ def _intents(labels: pd.DataFrame, category: str | None) -> list[tuple[dict[str,
                 key = key * (codes[column].max() + 1) + codes[column][present]
             order = np.argsort(key, kind="stable")
             starts = np.flatnonzero(np.r_[True, np.diff(key[order]) > 0]) if len(order) else np.zeros(0, int)
-            for start, end in itertools.pairwise([*starts, len(order)]):
+            ends = np.r_[starts[1:], len(order)]
+            for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
                 rows = present[order[start:end]]
                 constraints = {column: values[column][rows[0]] for column in columns}
                 mark = frozenset(constraints.items())
                 counts[mark] = len(rows)
                 narrower = all(counts[mark - {item}] > len(rows) for item in mark) if size > 1 else True
-                if narrower and 2 <= len(rows) <= most:
+                if narrower and len(rows) <= most:
                     found.append((constraints, rows))
     return found
 

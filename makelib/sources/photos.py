@@ -1,5 +1,6 @@
 """Photographs of unknown quality: each checked by decoding it as every reader will, kept byte by byte or named broken.
 
+What Pillow decodes without complaint passes: a photograph that was cut off before it was encoded looks whole to it.
 Memory holds a few portions of at most 16 MiB at a time; what is kept waits in one Arrow file on disk.
 """
 
@@ -28,7 +29,7 @@ from makelib.catalog import rgb
 from makelib.runtime import progress
 
 #: image files that are read; others (EPS, which would start Ghostscript) are no photographs
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 MOST_PIXELS = 40_000_000
 MOST_BYTES = 32 * 2**20
 PORTION_FILES, PORTION_BYTES = 250, 16 * 2**20
@@ -165,6 +166,12 @@ def _real_folder(path: str) -> Path:
     return Path(os.path.realpath(path))
 
 
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()  # registers every decoder; older Pillows have none for AVIF
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _inspect(portion: list[Path | Photo]) -> list[Photo]:
     return [inspect(found) if isinstance(found, Path) else found for found in portion]
 
@@ -173,7 +180,7 @@ def inspect(path: Path) -> Photo:
     """A photograph's bytes as they are, with the digest of its pixels, or why it is none."""
     try:
         data = path.read_bytes()
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         size, mode = f"{image.width} x {image.height}", image.mode

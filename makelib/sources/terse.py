@@ -30,7 +30,8 @@ COLOUR_WORDS = (
 )  # fmt: skip
 
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_EDGES = re.compile(r"^[\s/&,+\-–]+|(?<=\s)[\s/&,+\-–]+$")
+#: what may be left at either end when a word goes: "Shirt - Red", "Shirt, blue and white"
+_LOOSE = " /&,+-–"
 
 
 def vocabulary(values: Iterable[str]) -> list[str]:
@@ -79,7 +80,7 @@ def hide(
         head, tail = titles[row][: keep[row]], titles[row][keep[row] :]
         left, found = find.subn(" ", tail)
         if found:
-            left = _EDGES.sub("", re.sub(r"\s+", " ", left).strip())
+            left = re.sub(r"\s+", " ", left).strip(_LOOSE)
             hidden[row] = f"{head} {left}".strip() if head else left
         if titles[row] and not hidden[row]:
             hidden[row], terse[row] = titles[row], False

@@ -1,0 +1,885 @@
+"""`makelib.sources.files`, with `rows`, `photos`, `labels`, `terse`: what must hold when a folder becomes a catalogue.
+
+- every kind of broken file or row that sellers send costs what it should and no more, and a line says so
+- rows in = rows kept + rows dropped, whatever comes in
+- what is kept is kept as it came: titles letter by letter, photographs byte by byte
+- an import that is killed leaves the old catalogue whole
+- generated queries: truth from the labels, no intent and no string in two splits, cold products without training clicks
+- terse sellers hide what they should, from whom they should, and nothing else
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from makelib.catalog import Catalog
+from makelib.runtime import UserError
+from makelib.settings import Files
+from makelib.sources import labels, terse
+from makelib.sources.files import (
+    ImportOptions,
+    default_options,
+    health_report,
+    import_catalog,
+    import_folder,
+    read_options,
+)
+
+FASHION = Path(os.environ.get("MAKELIB_FASHION", Path(__file__).parents[3] / "shared" / "data" / "fashion"))
+needs_fashion = pytest.mark.skipif(
+    not (FASHION / "products.csv").is_file(), reason="the fashion photographs are not here (set MAKELIB_FASHION)"
+)
+
+COLOURS, KINDS = ("Red", "Navy Blue", "Green"), ("Shirts", "Shoes")
+
+
+def jpeg(colour: str | tuple = "red", size: tuple[int, int] = (6, 8), **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rows_of(count: int) -> list[dict[str, str]]:
+    """`count` good products, 6 combinations of type and colour, no two titles alike."""
+    return [
+        {
+            "product_id": f"p{i}",
+            "title": f"Seller Men {COLOURS[i % 3]} {KINDS[i % 2]} {i}",
+            "article_type": KINDS[i % 2],
+            "base_colour": COLOURS[i % 3],
+            "image": "",
+        }
+        for i in range(count)
+    ]
+
+
+def write_csv(folder: Path, rows: list[dict[str, str]], table: str = "products") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{table}.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A clean folder of 60 products whose photographs show their colours."""
+    rows = rows_of(60)
+    (tmp_path / "raw" / "images").mkdir(parents=True)
+    for i, row in enumerate(rows):
+        row["image"] = f"images/p{i}.jpg"
+        paint = {"Red": "red", "Navy Blue": "navy", "Green": "green"}[row["base_colour"]]
+        (tmp_path / "raw" / row["image"]).write_bytes(jpeg(paint, (6 + i, 8)))
+    write_csv(tmp_path / "raw", rows)
+    return tmp_path / "raw"
+
+
+def small(**changes) -> ImportOptions:
+    return ImportOptions(**{"queries": 30, "clicks": 300, "label_columns": ("article_type", "base_colour")} | changes)
+
+
+def quarantine(catalog: Catalog) -> pd.DataFrame:
+    return pd.read_csv(catalog.folder / "quarantine.csv", dtype=str, keep_default_na=False)
+
+
+def health(catalog: Catalog) -> dict:
+    return json.loads((catalog.folder / "health.json").read_text(encoding="utf-8"))
+
+
+def bytes_of(catalog: Catalog, row: int) -> bytes | None:
+    return pq.read_table(catalog.folder / "products.parquet")["image"][row].as_py()["bytes"]
+
+
+# -- a clean folder ---------------------------------------------------------------------------------------------------
+
+
+def test_clean_folder(folder, tmp_path):
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    assert len(catalog) == 60
+    assert catalog.products["title"].tolist() == [row["title"] for row in rows_of(60)]
+    assert catalog.products["category"].tolist() == [row["article_type"] for row in rows_of(60)]
+    assert catalog.products["attributes"][1] == {"article_type": "Shoes", "base_colour": "Navy Blue"}
+    assert all(bytes_of(catalog, i) == (folder / f"images/p{i}.jpg").read_bytes() for i in (0, 17, 59))
+    assert catalog.image(0).getpixel((0, 0))[0] > 250
+    assert quarantine(catalog).empty
+    assert health(catalog)["products"] == {"read": 60, "kept": 60, "dropped": 0, "left_out": 0, "reasons": {}}
+    assert catalog.info["attribute_kinds"] == {"article_type": "type", "base_colour": "visual"}
+    assert catalog.info["generated_queries"] is True
+    assert catalog.info["notes"][0].startswith("GENERATED QUERIES")
+    report = health_report(catalog)
+    assert "| products | 60 | 60 | 0 | 0 |" in report
+    assert "Nothing in quarantine." in report
+    assert "Latin 60" in report
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_the_format_of_the_table_does_not_matter(folder, tmp_path, suffix):
+    expected = import_catalog(folder, tmp_path / "expected", small())
+    table = pd.read_csv(folder / "products.csv")
+    (folder / "products.csv").unlink()
+    if suffix == "parquet":
+        table.astype({"base_colour": "category"}).to_parquet(folder / "products.parquet")
+    else:
+        table.to_json(folder / "products.jsonl", orient="records", lines=True)
+    assert import_catalog(folder, tmp_path / "out", small(name="raw")).fingerprint == expected.fingerprint
+
+
+def test_same_seed_same_catalogue_and_limit_draws(folder, tmp_path):
+    options = small(limit=40, hide_share=0.5, hide_columns=("base_colour",))
+    first, second = (import_catalog(folder, tmp_path / name, options) for name in "ab")
+    assert first.fingerprint == second.fingerprint
+    assert len(first) == 40
+    assert health(first)["products"]["left_out"] == 20
+    other = import_catalog(folder, tmp_path / "c", small(limit=40, seed=1))
+    assert set(other.products["product_id"]) != set(first.products["product_id"])
+
+
+def test_usual_column_names_are_guessed_and_images_found_by_id(tmp_path):
+    rows = [
+        {"id": row["product_id"], "productDisplayName": row["title"], "articleType": row["article_type"]}
+        for row in rows_of(60)
+    ]
+    write_csv(tmp_path / "raw", rows)
+    (tmp_path / "raw" / "images").mkdir()
+    (tmp_path / "raw" / "images" / "p3.jpg").write_bytes(jpeg("blue"))
+    with pytest.raises(UserError, match="no query can be generated"):  # two types of 30 each are too many
+        import_catalog(tmp_path / "raw", tmp_path / "out", ImportOptions())
+    write_csv(tmp_path / "raw", [{"query": "shirt", "product_id": "p0"}], "interactions")
+    catalog = import_catalog(tmp_path / "raw", tmp_path / "out", ImportOptions())
+    assert catalog.image(3).getpixel((2, 2))[2] > 250
+    assert catalog.image(4) is None
+    assert catalog.products["category"][0] == "Shirts"
+
+
+def test_catalogue_yaml_is_read_and_flags_win(folder, tmp_path):
+    text = (folder / "products.csv").read_text().replace("product_id,title", "nr,text", 1)
+    (folder / "products.csv").write_text(text)
+    (folder / "catalogue.yaml").write_text(
+        "name: mine\nqueries: 30\nclicks: 300\ncolumns: {product_id: nr, title: text}\n"
+        "attribute_kinds: {article_type: visual}\n"
+    )
+    catalog = import_catalog(folder, tmp_path / "out", read_options(folder, name="yours", limit=None))
+    assert catalog.name == "yours"
+    assert catalog.info["attribute_kinds"]["article_type"] == "visual"
+    assert len(catalog) == 60
+
+
+# -- mistakes of the user ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "products.csv").unlink(), "holds no products.csv"),
+        (lambda f: (f / "products.jsonl").write_text("{}"), "keep one of them"),
+        (lambda f: (f / "products.csv").write_text(""), "is empty"),
+        (lambda f: (f / "products.csv").write_text("product_id,title\n"), "has no rows"),
+        (lambda f: (f / "products.csv").write_text("nr,words\n1,a\n"), r"lacks product_id and title; .* nr, words"),
+        (lambda f: (f / "products.csv").write_text("id,title,title\n1,a,b\n"), "stands twice"),
+        (lambda f: (f / "products.csv").write_bytes(b"id,title,M\xfcll\n1,a,b\n"), "header is not utf-8"),
+        (lambda f: (f / "catalogue.yaml").write_text("colums: {}\n"), "colums"),
+        (lambda f: (f / "catalogue.yaml").write_text("limit: many\n"), "limit"),
+        (lambda f: (f / "catalogue.yaml").write_text("[1"), "Cannot read"),
+        (lambda f: (f / "catalogue.yaml").write_text("- 1\n"), "must hold a mapping"),
+        (lambda f: (f / "catalogue.yaml").write_text("columns: {titel: text}\n"), "no column 'titel' to map"),
+        (lambda f: (f / "catalogue.yaml").write_text("columns: {image: photos}\n"), "no column 'photos'"),
+        (lambda f: (f / "catalogue.yaml").write_text("hide_columns: [tint]\n"), "no column 'tint'"),
+        (lambda f: (f / "catalogue.yaml").write_text("query_columns: [brand]\n"), "'brand' is no label"),
+        (lambda f: (f / "catalogue.yaml").write_text("hide_share: 70\n"), "hide_share is a share"),
+        (
+            lambda f: (f / "catalogue.yaml").write_text("attribute_kinds: {base_colour: seen}\n"),
+            "use type, visual or textual",
+        ),
+        (lambda f: (f / "catalogue.yaml").write_text("encoding: utf-9\n"), "no encoding 'utf-9'"),
+        (lambda f: write_csv(f, [{"query_id": "q", "query": "a"}], "queries"), "has queries but no interactions"),
+        (lambda f: write_csv(f, [{"product_id": "p0"}], "interactions"), "lacks query"),
+        (lambda f: write_csv(f, [{"product_id": "x", "query": "a"}], "interactions"), "no interaction could be kept"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_nothing_is_written(folder, tmp_path, change, message):
+    change(folder)
+    with pytest.raises(UserError, match=message) as error:
+        import_catalog(folder, tmp_path / "out", read_options(folder))
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+def test_embedded_images_and_broken_parquet_are_told(folder, tmp_path):
+    (folder / "products.csv").unlink()
+    path = folder / "products.parquet"
+    pq.write_table(pa.table({"id": ["1"], "title": ["a"], "image": [{"bytes": b"x", "path": ""}]}), path)
+    with pytest.raises(UserError, match="holds the images themselves"):
+        import_catalog(folder, tmp_path / "out")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="Cannot read"):
+        import_catalog(folder, tmp_path / "out")
+
+
+def test_only_catalogues_are_replaced(folder, tmp_path):
+    for target in (folder, tmp_path):
+        with pytest.raises(UserError, match="holds the folder to import"):
+            import_catalog(folder, target, small())
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    with pytest.raises(UserError, match="is no catalogue"):
+        import_catalog(folder, tmp_path / "letters", small())
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "dear"
+    with pytest.raises(UserError, match="There is no folder"):
+        import_catalog(tmp_path / "nowhere", tmp_path / "out", small())
+    old = import_catalog(folder, tmp_path / "out", small())
+    new = import_catalog(folder, tmp_path / "out", small(limit=50))
+    assert (len(old), len(new)) == (60, 50)
+    (tmp_path / "out" / "health.json").unlink()
+    with pytest.raises(UserError, match=r"no health\.json"):
+        health_report(new)
+
+
+# -- broken photographs -----------------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file by hand, so that its header can lie."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8))
+BROKEN = {
+    "truncated jpeg": (encoded(NOISE, "JPEG")[:-900], "is a broken image"),
+    "truncated png": (encoded(NOISE, "PNG")[:-900], "is a broken image"),
+    "corrupt png": (encoded(NOISE, "PNG").replace(b"IDAT", b"IDAT\xff", 1), "is a broken image"),
+    "empty": (b"", "is an empty file"),
+    "text": (b"<html>404 not found</html>", "is not an image that can be read"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is not an image that can be read"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read"),
+    "large": (encoded(Image.new("1", (7000, 7000)), "PNG"), "has more than 40 million pixels"),
+    "bomb": (png(60_000, 60_000), "has more than 40 million pixels"),
+    "heavy": (jpeg() + bytes(33 * 2**20), "is larger than 32 MiB"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_photograph_costs_the_image_only(folder, tmp_path, name):
+    content, reason = BROKEN[name]
+    (folder / "images" / "p7.jpg").write_bytes(content)
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    assert len(catalog) == 60
+    assert catalog.image(7) is None
+    assert catalog.image(6) is not None
+    (line,) = quarantine(catalog).to_dict("records")
+    assert line["reason"].startswith(reason)
+    assert (line["table"], line["row"], line["product_id"]) == ("products", "8", "p7")
+    assert (line["file"], line["action"]) == ("images/p7.jpg", "image dropped")
+    assert sum(health(catalog)["images"]["dropped"].values()) == health(catalog)["images"]["missing"] == 1
+    with pytest.raises(UserError, match="products row 8 is" if "is" in reason.split()[0] else "products row 8 has"):
+        import_catalog(folder, tmp_path / "strict", small(strict=True))
+    assert not (tmp_path / "strict").exists()
+
+
+def test_paths_that_leave_the_folder(folder, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(jpeg("white"))
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a.jpg").write_bytes(jpeg("white"))
+    (folder / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "images" / "inside.jpg").symlink_to(folder / "images" / "p5.jpg")
+    (folder / "images" / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "linked").symlink_to(tmp_path / "outside")
+    os.mkfifo(folder / "images" / "pipe.jpg")
+    unsafe = {
+        "../secret.jpg": "leaves the folder",
+        "images/../../secret.jpg": "leaves the folder",
+        str(tmp_path / "secret.jpg"): "leaves the folder",
+        "images/link.jpg": "leaves the folder",
+        "linked/a.jpg": "leaves the folder",
+        "linked/../secret.jpg": "leaves the folder",  # a link is followed before its ..
+        "/dev/zero": "leaves the folder",
+        "images/pipe.jpg": "is no regular file",
+        "images": "is no regular file",
+        "images/loop.jpg": ("cannot be opened", "is no regular file"),
+        "images/none.jpg": "does not exist",
+        "images/p5.jpg/x": "does not exist",
+        "x" * 5000: ("cannot be opened", "does not exist"),
+        "https://shop.example/1.jpg": "is an address",
+    }
+    safe = {
+        str(folder / "images" / "p5.jpg"): 5,
+        "images/inside.jpg": 5,
+        "p5.jpg": 5,
+        "./images/../images/p5.jpg": 5,
+        " ": None,
+    }
+    rows = rows_of(60)
+    for row, cell in zip(rows, [*unsafe, *safe], strict=False):
+        row["image"] = cell
+    write_csv(folder, rows)
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    lines = quarantine(catalog)
+    assert lines["row"].astype(int).tolist() == list(range(1, len(unsafe) + 1))
+    for line, expected in zip(lines["reason"], unsafe.values(), strict=True):
+        assert line.startswith(expected)
+    for row, source in enumerate(safe.values(), start=len(unsafe)):
+        expected = None if source is None else (folder / "images" / f"p{source}.jpg").read_bytes()
+        cell = pq.read_table(catalog.folder / "products.parquet")["image"][row].as_py()
+        assert (cell and cell["bytes"]) == expected
+
+
+def odd_images() -> dict[str, tuple[bytes, str, tuple, tuple]]:
+    """Whole files of odd kinds: bytes, what health calls them, the colours a person sees at top left, bottom right."""
+    red, blue, white, grey = (255, 0, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
+    halves = Image.new("RGB", (16, 16), red)
+    halves.paste(blue, (0, 8, 16, 16))  # red above blue
+    see_through = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    see_through.paste((255, 0, 0, 255), (0, 0, 16, 8))
+    palette = halves.convert("P", palette=Image.Palette.ADAPTIVE)
+    below = palette.getpixel((0, 15))
+    deep = Image.fromarray(np.full((16, 16), 128 * 257, dtype=np.uint16))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter turn clockwise
+    sideways = halves.transpose(Image.Transpose.ROTATE_90)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (red, blue)]
+    more = {"save_all": True, "append_images": frames[1:]}
+    return {
+        "cmyk": (encoded(halves.convert("CMYK"), "JPEG", quality=100), "CMYK", red, blue),
+        "palette": (encoded(palette, "PNG"), "P", red, blue),
+        "palette with a hole": (encoded(palette, "PNG", transparency=below), "P", red, white),
+        "see-through": (encoded(see_through, "PNG"), "RGBA", red, white),
+        "grey": (encoded(Image.new("L", (16, 16), 128), "JPEG"), "L", grey, grey),
+        "16 bit": (encoded(deep, "PNG"), "I;16", grey, grey),
+        "float": (encoded(Image.new("F", (16, 16), 0.5), "TIFF"), "F", grey, grey),
+        "bitmap": (encoded(Image.new("1", (16, 16), 1), "PNG"), "1", white, white),
+        "animated gif": (encoded(frames[0], "GIF", **more), "P, animated", red, red),
+        "animated webp": (encoded(frames[0], "WEBP", lossless=True, **more), "RGB, animated", red, red),
+        "turned": (encoded(sideways, "JPEG", exif=turned, quality=100), "RGB, turned by EXIF", red, blue),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_odd_photograph_is_kept_as_it_is_and_shown_right(folder, tmp_path, name):
+    content, mode, top, bottom = odd_images()[name]
+    (folder / "images" / "p7.jpg").write_bytes(content)
+    catalog = import_catalog(folder, tmp_path / "out", small(strict=True))
+    assert bytes_of(catalog, 7) == content
+    pixels, present = catalog.images(16)
+    assert present[7]
+    shown = np.asarray(catalog.image(7))
+    for picture in (shown, pixels[7]):
+        assert np.abs(picture[2, 2].astype(int) - top).max() < 12
+        assert np.abs(picture[-3, -3].astype(int) - bottom).max() < 12
+    assert any(key.startswith(mode) for key in health(catalog)["images"]["modes"])
+
+
+# -- broken rows ------------------------------------------------------------------------------------------------------
+
+
+def test_broken_rows_cost_the_row(folder, tmp_path):
+    good = [",".join(row.values()).encode() for row in rows_of(50)]
+    bad = {
+        b"p1,Again,Shirts,Red,": "repeats an id (row 2 is kept)",
+        b",No id,Shirts,Red,": "has no id",
+        b"  ,No id,Shirts,Red,": "has no id",
+        b"n1,NUL \x00 here,Shirts,Red,": "holds a NUL byte",
+        "n2,Müller,Shirts,Red,".encode("latin-1"): "is not valid utf-8 text",
+        "n3,商品,Shirts,Red,".encode("gb18030"): "is not valid utf-8 text",
+        b"n4,Too short,Shirts": "has a wrong number of cells (3, the header 5)",
+        b"n5,Too, many,Shirts,Red,": "has a wrong number of cells (6, the header 5)",
+        b'n6,"left open,Shirts,Red,': "is not valid CSV",
+        b'n7,"a" quote,Shirts,Red,': "is not valid CSV",
+        b'n8,"' + b"x" * 1_000_100 + b'",Shirts,Red,': "is not valid CSV (field larger than field limit (1000000))",
+        b"n9,,Shirts,Red,": "has neither title nor image",
+        b"n10, ,Shirts,Red,": "has neither title nor image",
+    }
+    kept = {
+        "k1": 'Quotes "and" commas, "all" of them',
+        "k2": "Two\nlines\r\nor three",
+        "k3": "x" * 100_000,
+        "k4": "Müller 商品 قميص 👕",
+        "k5": "  spaces stay  ",
+        "k6": "\ufeffmark inside",
+    }
+    lines = list(good)
+    for place, line in enumerate(bad):
+        lines.insert(3 * place + 4, line)
+    quoted = io.StringIO()
+    csv.writer(quoted).writerows([key, title, "Shirts", "Red", ""] for key, title in kept.items())
+    header = ",".join(rows_of(1)[0]).encode()
+    content = b"\xef\xbb\xbf" + b"\n".join([header, *lines, b"", b""]) + quoted.getvalue().encode()
+    (folder / "products.csv").write_bytes(content)
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    titles = catalog.products.set_index("product_id")["title"]
+    assert titles[list(kept)].to_dict() == kept
+    assert len(catalog) == 50 + len(kept)
+    found = quarantine(catalog).sort_values("row", key=lambda rows: rows.astype(int))
+    assert found["row"].astype(int).tolist() == [3 * place + 5 for place in range(len(bad))]
+    for reason, expected in zip(found["reason"], bad.values(), strict=True):
+        assert reason.startswith(expected)
+    account = health(catalog)["products"]
+    assert account["read"] == account["kept"] + account["dropped"] == 50 + len(kept) + len(bad)
+    with pytest.raises(UserError, match="13 broken rows"):
+        import_catalog(folder, tmp_path / "strict", small(strict=True))
+
+
+def test_other_encodings_when_told(folder, tmp_path):
+    text = (folder / "products.csv").read_text().replace("Seller", "Müller")
+    (folder / "products.csv").write_text(text, encoding="latin-1")
+    catalog = import_catalog(folder, tmp_path / "out", small(encoding="latin-1"))
+    assert catalog.products["title"][0].startswith("Müller")
+    (folder / "products.csv").write_text(text, encoding="utf-16")  # says so itself
+    assert import_catalog(folder, tmp_path / "out", small()).products["title"][0].startswith("Müller")
+    (folder / "products.csv").write_text(text.replace(",", ";"), encoding="utf-8")
+    assert import_catalog(folder, tmp_path / "out", small()).products["title"][0].startswith("Müller")
+
+
+def test_broken_json_lines_and_parquet_rows(folder, tmp_path):
+    (folder / "products.csv").unlink()
+    lines = [json.dumps(row).encode() for row in rows_of(50)]
+    bad = [
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"product_id": "\\ud800"}',
+        b'{"product_id": "n\\u0000"}',
+        b'{"title": "x"}',
+        b"1" * 5000,
+    ]
+    whole = [b'{"product_id": 7, "title": null, "image": "images/p1.jpg"}', b"", b'{"product_id": "8", "title": 12.0}']
+    (folder / "products.jsonl").write_bytes(b"\n".join(lines + bad + whole))
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    assert catalog.products["product_id"].tolist()[50:] == ["7", "8"]
+    assert catalog.products["title"].tolist()[50:] == ["", "12"]
+    assert quarantine(catalog)["row"].astype(int).tolist() == list(range(51, 51 + len(bad)))
+    (folder / "products.jsonl").unlink()
+    raw = [row["title"].encode() for row in rows_of(50)]
+    raw[9] = b"M\xfcller"
+    frame = pd.DataFrame(rows_of(50))
+    table = pa.table(
+        {name: frame[name].tolist() for name in frame} | {"title": pa.array(raw, pa.binary()).view(pa.string())}
+    )
+    pq.write_table(table, folder / "products.parquet")
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    assert quarantine(catalog)[["row", "reason"]].to_numpy().tolist() == [["10", "is not valid utf-8 text"]]
+
+
+cells = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    ["", "p1", "p2", '"', "a,b", "\0", "x\ny", "images/p1.jpg", "../x"]
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(
+        st.lists(cells, min_size=4, max_size=6).map(lambda row: ("cells", row))
+        | st.binary(max_size=30).map(lambda raw: ("raw", raw)),
+        max_size=12,
+    )
+)
+def test_rows_in_are_rows_kept_plus_rows_dropped(tmp_path_factory, lines):
+    tmp_path = tmp_path_factory.mktemp("any")
+    good = rows_of(45)
+    write_csv(tmp_path / "raw", good)
+    with open(tmp_path / "raw" / "products.csv", "ab") as file:
+        for kind, line in lines:
+            text = io.StringIO()
+            if kind == "cells":
+                csv.writer(text).writerow(line)
+            file.write(text.getvalue().encode() if kind == "cells" else line + b"\n")
+    catalog = import_catalog(tmp_path / "raw", tmp_path / "out", small(queries=5, clicks=20))
+    account, listed = health(catalog)["products"], quarantine(catalog)
+    assert account["read"] == account["kept"] + account["dropped"]
+    assert account["kept"] == len(catalog)
+    assert account["dropped"] == (listed["action"] == "row dropped").sum() == sum(account["reasons"].values())
+    assert catalog.products["title"].tolist()[:45] == [row["title"] for row in good]
+    if all(kind == "cells" for kind, _ in lines):  # then the number of rows is known without reading CSV
+        assert account["read"] == 45 + len(lines)
+
+
+# -- people's queries -------------------------------------------------------------------------------------------------
+
+
+def test_interactions_and_queries_of_people(folder, tmp_path):
+    write_csv(
+        folder,
+        [
+            {"query_id": "a", "query": "red shirt", "split": "train"},
+            {"query_id": "b", "query": "shoes", "split": "test"},
+            {"query_id": "c", "query": "unanswered", "split": "test"},
+            {"query_id": "a", "query": "again", "split": "test"},
+            {"query_id": "", "query": "no id", "split": "test"},
+            {"query_id": "d", "query": " ", "split": "test"},
+            {"query_id": "e", "query": "when", "split": "dev"},
+        ],
+        "queries",
+    )
+    write_csv(
+        folder,
+        [
+            {"query_id": "a", "product_id": "p0", "label": "4", "kind": "judgment"},
+            {"query_id": "b", "product_id": "p1", "label": "1", "kind": "judgment"},
+            {"query_id": "x", "product_id": "p1", "label": "1", "kind": ""},
+            {"query_id": "a", "product_id": "nobody", "label": "1", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "good", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "nan", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "-1", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "1", "kind": "glance"},
+        ],
+        "interactions",
+    )
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    assert catalog.info["generated_queries"] is False
+    assert catalog.queries["query"].tolist() == ["red shirt", "shoes"]
+    assert catalog.interactions["label"].tolist() == [1.0, 0.25]
+    assert catalog.relevance(np.array([0]))[0, 0] == 1.0
+    assert any("divided by the largest, 4" in note for note in catalog.info["notes"])
+    accounts = health(catalog)
+    account = {key: accounts["queries"][key] for key in ("read", "kept", "dropped", "left_out")}
+    assert account == {"read": 7, "kept": 2, "dropped": 4, "left_out": 1}
+    assert accounts["interactions"]["reasons"] == {
+        "names an unknown query": 1,
+        "names an unknown product": 1,
+        "has a label that is no number of 0 or more": 4,
+        "has an unknown kind": 1,
+    }
+    assert accounts["interactions"]["read"] == 9
+    assert "| interactions | has an unknown kind | 1 |" in health_report(catalog)
+
+
+def test_interactions_alone_bring_the_queries(folder, tmp_path):
+    rows = [{"query": f"query {i // 3}", "product_id": f"p{i}"} for i in range(60)]
+    write_csv(folder, rows, "interactions")
+    catalog = import_catalog(folder, tmp_path / "out", small(limit=30))
+    assert set(catalog.interactions["kind"]) == {"click"}
+    account = health(catalog)["interactions"]
+    assert (account["kept"], account["left_out"], account["dropped"]) == (30, 30, 0)
+    assert catalog.queries.groupby("query")["split"].nunique().max() == 1
+    assert set(catalog.queries["split"]) == {"train", "validation", "test"}
+
+
+# -- killed -----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from makelib.sources import files
+write = files.write_catalog
+def slowly(folder, products, **rest):
+    def stream():
+        for number, part in enumerate(products):
+            yield part
+            if number == 1:
+                print("half", flush=True)
+                time.sleep(60)
+    return write(folder, products=stream(), **rest)
+files.write_catalog = slowly
+files.import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), files.ImportOptions())
+"""
+
+
+def test_killed_import_leaves_the_old_catalogue_whole(folder, tmp_path):
+    old = import_catalog(folder, tmp_path / "out", small())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    write_csv(folder, rows_of(700))
+    write_csv(folder, [{"query": "shirt", "product_id": "p0"}], "interactions")
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, folder, tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout.readline() == "half\n"
+        assert list(tmp_path.glob(".out-*/products.parquet"))  # the new one is being written
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    again = Catalog.open(tmp_path / "out")
+    assert again.fingerprint == old.fingerprint
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+    assert len(import_catalog(folder, tmp_path / "out", small())) == 700
+
+
+# -- generated queries ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[pd.DataFrame, list[str], np.ndarray]:
+    """2,000 products of 8 types, 10 colours, 12 brands, some duplicated."""
+    random = np.random.default_rng(5)
+    frame = pd.DataFrame(
+        {
+            "type": random.choice([f"Type{i}s" for i in range(8)], 2000),
+            "colour": random.choice(["Navy Blue", *(f"Hue{i}" for i in range(9))], 2000),
+            "brand": random.choice([f"Maker{i}" for i in range(12)], 2000),
+            "season": random.choice(["Summer", "Winter"], 2000),
+        },
+        dtype=object,
+    )
+    frame.loc[::50, "colour"] = ""
+    titles = [
+        f"{b} {c} {t[:-1]} {i}" for i, (b, c, t) in enumerate(zip(frame.brand, frame.colour, frame.type, strict=True))
+    ]
+    titles[1000:1100] = titles[:100]
+    groups, placeholders = labels.duplicate_groups(titles, [None] * 2000)
+    assert placeholders == 0
+    return frame, titles, groups
+
+
+@pytest.fixture(scope="module")
+def asked(world) -> labels.Asked:
+    frame, titles, groups = world
+    return labels.ask(
+        frame, titles, groups, columns=["type", "colour", "brand"], category="type", queries=500, clicks=5000, seed=3
+    )  # fmt: skip
+
+
+def test_relevant_products_are_those_whose_labels_meet_the_constraints(world, asked):
+    frame, *_ = world
+    for constraints in asked.queries["constraints"]:
+        meets = np.all([frame[column] == value for column, value in constraints.items()], axis=0)
+        assert 2 <= meets.sum() <= 100
+        assert "" not in constraints.values()
+        for column in constraints if len(constraints) > 1 else ():  # each constraint narrows the result
+            rest = [frame[other] == value for other, value in constraints.items() if other != column]
+            assert np.all(rest, axis=0).sum() > meets.sum()
+
+
+def test_strings_and_splits(asked):
+    queries = asked.queries
+    assert abs(len(queries) - 500) <= 2
+    assert queries["query"].is_unique
+    assert (queries["query"] == queries["query"].str.lower()).all()
+    assert queries["query"].str.split().str.len().between(1, 4).all()
+    assert queries.groupby("intent")["split"].nunique().max() == 1
+    shares = queries.drop_duplicates("intent")["split"].value_counts(normalize=True)
+    assert shares.to_dict() == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.01)
+    assert (queries["intent"].value_counts() > 1).mean() > 0.4  # paraphrases
+    ours = queries[queries["constraints"].map(lambda c: "colour" in c and "type" in c)]
+    assert len(ours) > 50
+    for row in ours.itertuples():  # colour before type, where both are said
+        said, kind = row.query, row.constraints["type"].lower()[:-1]
+        if kind in said and row.constraints["colour"].lower() in said:
+            assert said.index(row.constraints["colour"].lower()) < said.index(kind)
+    without = [row for row in queries.itertuples() if "type" in row.constraints and "type" not in row.query]
+    for row in without:  # the type is left unsaid only where the rest tells it
+        assert len(row.constraints) > 1
+    assert any("types" not in query and "type" in query for query in queries["query"])  # singular, as titles have it
+
+
+def test_clicks(world, asked):
+    frame, _, groups = world
+    split = asked.queries.set_index("query_id")["split"]
+    clicks = asked.interactions
+    assert len(clicks) == 5000
+    constraints = asked.queries.set_index("query_id")["constraints"]
+    kinds = frame["type"].to_numpy()
+    values = {column: frame[column].to_numpy() for column in frame}
+    right = np.array(
+        [
+            all(values[k][p] == v for k, v in constraints[q].items())
+            for q, p in zip(clicks["query_id"], clicks["product"], strict=True)
+        ]
+    )
+    assert 0.05 <= (~right).mean() <= 0.10
+    assert asked.summary["wrong_clicks"] == pytest.approx((~right).mean(), abs=1e-3)
+    for query, product in clicks.loc[~right, ["query_id", "product"]].itertuples(index=False):
+        if "type" in constraints[query]:  # wrong, but of the category
+            assert kinds[product] == constraints[query]["type"]
+    train = clicks["query_id"].map(split).to_numpy() == "train"
+    assert 0.10 < asked.cold.mean() <= 0.15
+    assert not asked.cold[clicks.loc[train, "product"]].any()
+    assert asked.cold[clicks.loc[~train, "product"]].any()
+    assert pd.Series(asked.cold).groupby(groups).nunique().max() == 1  # whole groups
+    assert set(clicks.loc[~train, "query_id"]) == set(split.index[split != "train"])
+    counts = clicks.loc[right, "product"].value_counts()
+    assert counts.iloc[:100].sum() > 3 * counts.sum() * 100 / 2000  # popularity is skewed
+
+
+def test_asked_columns(world):
+    frame, *_ = world
+    frame = frame.assign(group=frame["type"].map(lambda t: "A" if t < "Type4s" else "B"), year=["2011", "2012"] * 1000)
+    frame["weight"] = ["10", "20"] * 1000
+    assert labels.asked_columns(frame, "type") == ["type", "colour", "brand"]
+    for i in range(9):
+        frame[f"other{i}"] = ["x", "y", "z", "w"] * 500
+    assert labels.asked_columns(frame, "type") == ["type", "colour", "brand", "other0", "other1", "other2"]
+
+
+def test_nothing_to_ask():
+    frame = pd.DataFrame({"type": [f"t{i}" for i in range(30)]}, dtype=object)
+    asked = labels.ask(
+        frame, ["a"] * 30, np.arange(30), columns=["type"], category="type", queries=9, clicks=9
+    )  # fmt: skip
+    assert asked.queries.empty
+    assert asked.interactions.empty
+
+
+def test_brands():
+    titles = (
+        [f"Red Tape Men Shoes {i}" for i in range(8)]
+        + [f"Red Chief Men Shoes {i}" for i in range(8)]
+        + [f"Nike {word} Shoe" for word in ("Men", "Women", "Air", "Dart", "Men's", "Kids", "Old")]
+        + [f"United Colors of Benetton Men Shirt {i}" for i in range(6)]
+        + [f"Men Shirt {i}" for i in range(9)]
+        + ["Lone Wolf Shirt", ""]
+    )
+    brands, lengths = labels.learn_brands(titles, {"men", "women", "red", "shoes", "shirts"}, minimum=5)
+    assert set(brands) == {"Red Tape", "Red Chief", "Nike", "United Colors of Benetton", ""}
+    assert brands[0] == "Red Tape"
+    assert brands[-1] == brands[-2] == brands[-3] == ""
+    assert all(title[:length] == brand for title, brand, length in zip(titles, brands, lengths, strict=True))
+
+
+def test_groups_join_titles_and_pixels():
+    titles = ["A b", "a  B", "c", "d", "", "", "e", "f"]
+    pixels = [b"1", None, b"2", b"2", None, None, b"1", b"3"]
+    groups, _ = labels.duplicate_groups(titles, pixels)
+    assert groups.tolist() == [0, 0, 1, 1, 2, 3, 0, 4]
+    groups, placeholders = labels.duplicate_groups([f"t{i}" for i in range(30)], [b"no photo"] * 30)
+    assert (len(set(groups)), placeholders) == (30, 1)
+    groups, placeholders = labels.duplicate_groups([f"t{i % 2}" for i in range(30)], [b"same"] * 30)
+    assert (len(set(groups)), placeholders) == (1, 0)
+
+
+# -- terse sellers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("title", "hidden"),
+    [
+        ("Nike Men Navy Blue Shirt", "Nike Men Shirt"),
+        ("Nike BLUE shirt", "Nike shirt"),
+        ("Nike Bluetooth Speaker", "Nike Bluetooth Speaker"),
+        ("Red Tape Men Red Shoes", "Red Tape Men Shoes"),
+        ("Nike Red & Navy-Blue / Off White Striped Shirt", "Nike Shirt"),
+        ("Nike Shirt - Red", "Nike Shirt"),
+        ("Nike Shirt, red and blue", "Nike Shirt"),
+        ("Nike Red, White and You Shirt", "Nike and You Shirt"),
+        ("Red", "Red"),
+        ("", ""),
+        ("红色连衣裙", "连衣裙"),
+    ],
+)
+def test_hidden_words(title, hidden):
+    phrases = terse.vocabulary(["Navy Blue", "Red", "Off White", "红色"])
+    keep = np.array([8 if title.startswith("Red Tape") else 0])
+    (written,), _ = terse.hide([title], {*phrases, "striped"}, np.array([True]), keep)
+    assert written == hidden
+    (untouched,), (is_terse,) = terse.hide([title], phrases, np.array([False]), keep)
+    assert (untouched, is_terse) == (title, False)
+
+
+def test_names():
+    titles = ["Navy shirt", "Blue shirt", "Red Tape shoes", "Bluetooth", "shirt"]
+    values = ["Navy Blue", "Navy Blue", "Red", "Blue", ""]
+    keep = np.array([0, 0, 8, 0, 0])
+    assert terse.names(titles, values, keep).tolist() == [True, True, False, False, False]
+
+
+def test_terse_sellers(folder, tmp_path):
+    options = small(hide_columns=("base_colour",), hide_words=("seller",), hide_share=0.6, learn_brand=False)
+    catalog = import_catalog(folder, tmp_path / "out", options)
+    is_terse = catalog.truth["terse"].to_numpy()
+    assert 0.3 < is_terse.mean() < 0.9
+    for row, (title, quiet) in enumerate(zip(catalog.products["title"], is_terse, strict=True)):
+        full = rows_of(60)[row]
+        expected = f"Men {full['article_type']} {row}" if quiet else full["title"]
+        assert title == expected
+    assert (catalog.truth["title_names_base_colour"].to_numpy() == ~is_terse).all()
+    assert [a["base_colour"] for a in catalog.products["attributes"]] == [row["base_colour"] for row in rows_of(60)]
+    assert catalog.info["hidden"]["named_before"]["base_colour"] == 1.0
+    assert catalog.info["hidden"]["named_after"]["base_colour"] == pytest.approx((~is_terse).mean(), abs=1e-4)
+    assert any(note.startswith("TERSE SELLERS") for note in catalog.info["notes"])
+    assert "TERSE SELLERS" in health_report(catalog)
+    fewer = import_catalog(folder, tmp_path / "fewer", ImportOptions(**{**vars(options), "limit": 40}))
+    same = dict(zip(catalog.products["product_id"], is_terse, strict=True))
+    assert [same[key] for key in fewer.products["product_id"]] == fewer.truth["terse"].tolist()
+
+
+def test_default_options_hide_only_where_titles_tell_all(folder):
+    options = default_options(folder, Files(limit=50, queries=30, hide_share=0.7))
+    assert (options.hide_columns, options.hide_share, options.limit) == (("base_colour",), 0.7, 50)
+    assert {"striped", "printed"} <= set(options.hide_words)
+    (folder / "catalogue.yaml").write_text("hide_share: 0\nlimit: 0\n")
+    assert (default_options(folder).hide_share, default_options(folder).limit) == (0.0, 0)
+    (folder / "catalogue.yaml").unlink()
+    rows = rows_of(60)
+    for row in rows[:40]:
+        row["title"] = "Seller Men"
+    write_csv(folder, rows)
+    assert default_options(folder).hide_share == 0.0
+
+
+# -- real photographs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory) -> Catalog:
+    return import_folder(
+        FASHION, tmp_path_factory.mktemp("data") / "fashion", Files(limit=1500, queries=800, clicks=8000)
+    )
+
+
+@needs_fashion
+def test_fashion_photographs_are_byte_for_byte(fashion):
+    assert len(fashion) == 1500
+    images = pq.read_table(fashion.folder / "products.parquet", columns=["image"])["image"].to_pylist()
+    for row in range(0, 1500, 50):
+        source = (FASHION / "images" / f"{fashion.products['product_id'][row]}.jpg").read_bytes()
+        assert images[row]["bytes"] == source
+        assert np.array_equal(np.asarray(fashion.image(row)), np.asarray(Image.open(io.BytesIO(source)).convert("RGB")))
+
+
+@needs_fashion
+def test_fashion_is_the_experiment_of_the_method(fashion):
+    hidden = fashion.info["hidden"]
+    assert hidden["named_before"]["base_colour"] > 0.9
+    assert hidden["named_after"]["base_colour"] < 0.35
+    assert {"article_type", "base_colour", "gender", "usage", "brand"} == set(fashion.info["generated"]["columns"])
+    brands = {attributes.get("brand") for attributes in fashion.products["attributes"]}
+    assert {"Nike", "Puma", "United Colors of Benetton"} <= brands
+    assert not brands & {"Men", "Women", "Black", "Blue"}
+    rows = fashion.query_rows("test")
+    assert len(rows) > 100
+    relevant = (fashion.relevance(rows) == 1).sum(axis=1)
+    assert relevant.min() >= 2
+    assert relevant.max() <= 75
+    visual = fashion.queries["constraints"].map(lambda constraints: "base_colour" in constraints)
+    assert visual.mean() > 0.3
+    terse_rows = fashion.truth["terse"].to_numpy()
+    assert not fashion.truth["title_names_base_colour"].to_numpy()[terse_rows].any()
+
+
+@needs_fashion
+@pytest.mark.slow
+def test_all_of_fashion_is_kept(tmp_path):
+    catalog = import_folder(FASHION, tmp_path / "fashion", Files(limit=0))
+    assert len(catalog) == 20_000
+    assert quarantine(catalog).empty
+    assert catalog.images(16)[1].all()
