@@ -91,6 +91,8 @@ def search(given: Namespace) -> None:
     from makelib.ablation import find_model
     from makelib.retriever import Retriever
 
+    if not given.query.strip():
+        raise UserError('The query is empty; write some words, such as "red striped dress".')
     hits = Retriever.open(find_model(given.run, given.variant)).search(given.query, given.k).drop(columns="row")
     print(hits.to_json(orient="records", force_ascii=False, indent=2) if given.json else _table(hits))
 
@@ -264,7 +266,7 @@ def _run(given: Namespace) -> Path:
 
 
 def _table(table) -> str:
-    return table.to_string(index=table.index.dtype == object, float_format="{:.3f}".format, max_colwidth=60)
+    return table.to_string(index=table.index.inferred_type == "string", float_format="{:.3f}".format, max_colwidth=60)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -265,9 +264,10 @@ def _plan(folder: Path) -> list[Notebook]:
 
 def _check_parameters(source: Path) -> None:
     """papermill only warns about a parameter that a notebook does not have, and runs on with the defaults."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    try:
         declared = papermill.inspect_notebook(str(source))
+    except ValueError as error:  # no language in the kernelspec, say
+        raise UserError(f"{source}: {error}") from None
     if set(declared) != set(PARAMETERS):
         wrong = sorted(set(declared) ^ set(PARAMETERS))
         raise UserError(
@@ -565,8 +565,10 @@ def mathml(formula: str, display: str = "inline") -> str:
 def _offline(page: str) -> str:
     """Take out of a page what could run or ask for something outside; the page's policy forbids it a second time."""
     soup = BeautifulSoup(page, "html.parser")
-    for element in soup.select("script, iframe, object, embed, link, base, form, meta[http-equiv=refresh]"):
+    for element in soup.select("script"):
         element.decompose()
+    for element in soup.select("iframe, object, embed, link, base, form, meta[http-equiv=refresh]"):
+        element.unwrap()  # an element that was left open holds the rest of the page
     for element in soup.find_all(True):
         for name, value in list(element.attrs.items()):
             value = " ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,53 @@
+# Everything a person does with this repository. Each target first sets up .venv, and again only when pyproject.toml or
+# constraints.txt changed: their checksum is the name of the stamp.
+
+PYTHON ?= python3
+PRESET ?= quick
+CATALOG ?= bazaar
+SEEDS ?= 0
+OUT ?= reports/$(PRESET)$(if $(filter-out bazaar,$(CATALOG)),-$(notdir $(patsubst %/,%,$(CATALOG:hub:%=%))))
+
+BIN := .venv/bin
+STAMP := .venv/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# kernels and extensions of another installation must not come in
+unexport JUPYTER_PATH
+
+.PHONY: help lab explore reproduce test bench check
+
+help:
+	@echo "make lab        JupyterLab with the notebooks"
+	@echo "make explore    the query explorer as a page of its own (Voila)"
+	@echo "make reproduce  run all notebooks, write the report to OUT=$(OUT)"
+	@echo "                PRESET=smoke|quick|full  CATALOG=bazaar|<folder>|hub:<name>  SEEDS=n (0: as the preset says)"
+	@echo "make test       unit tests, then notebooks and browser"
+	@echo "make bench      time each stage on this machine"
+	@echo "make check      lint, format, notebooks without outputs"
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit("makelib needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f .venv/.installed-* && touch $@
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+
+explore: $(STAMP)
+	$(BIN)/voila notebooks/05_query_explorer.ipynb
+
+reproduce: $(STAMP)
+	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)"
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 MAKELIB_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not notebooks and not browser"
+	$(BIN)/pytest -m "notebooks or browser"
+
+bench: $(STAMP)
+	$(BIN)/python -m makelib bench --preset smoke
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify \
+	  --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" $(NOTEBOOKS))
