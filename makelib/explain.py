@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from makelib.catalog import Catalog
 from makelib.retriever import Retriever
 
 #: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
@@ -56,7 +57,7 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
     catalog, model = retriever.catalog, retriever.model
     pixels, has_image = catalog.images(model.config.image_size)
     picture, there = np.array(pixels[row]), bool(has_image[row])
-    title = str(catalog.products["title"].iloc[row] or "")
+    title = title_of(catalog, row)
     split = title.split()
     words = split[:MOST_WORDS]
     titles = [title] + [" ".join(split[:i] + split[i + 1 :]) for i in range(len(words))]
@@ -89,7 +90,7 @@ def what_if(
     """
     catalog, model = retriever.catalog, retriever.model
     pixels, has_image = catalog.images(model.config.image_size)
-    title = str(catalog.products["title"].iloc[row] or "") if title is None else title
+    title = title_of(catalog, row) if title is None else title
     vectors = model.encode_products(
         [title], np.array(pixels[row])[None], np.array([bool(has_image[row]) and not blank])
     )
@@ -99,6 +100,12 @@ def what_if(
         Variation(retriever.vectors.weights[row], was, rank(retriever, query, was, row)),
         Variation(vectors.weights[0], score, rank(retriever, query, score, row)),
     )
+
+
+def title_of(catalog: Catalog, row: int) -> str:
+    """The product's title, empty where it is missing."""
+    title = catalog.products["title"].iloc[row]
+    return title if isinstance(title, str) else ""
 
 
 def rank(retriever: Retriever, query: np.ndarray, score: float, row: int) -> int:

@@ -534,7 +534,7 @@ class QueryExplorer:
     def _own_title(self) -> str:
         if self.state.selected is None:
             return ""
-        return draw.plain(self.views.catalog.products["title"].iloc[self.views.row(self.state.selected)] or "")
+        return draw.plain(explain.title_of(self.views.catalog, self.views.row(self.state.selected)))
 
     def _set_controls(self) -> None:
         """Controls show the state; setting them asks for nothing."""
@@ -660,8 +660,9 @@ def trained(experiment: Experiment) -> dict[str, Path]:
 def telling_queries(retriever: Retriever, most: int = 300) -> dict[str, str]:
     """Caption -> query: test queries that show something, chosen by rule, so that it works on any catalogue.
 
-    Of `most` random test queries: the shortest one whose results lean most on images; the one whose results lean most
-    on titles; one with a word that no title uses; and, so that nobody is flattered, the one with the lowest Recall@10.
+    Of `most` random test queries: the one of one or two words whose results lean most on images; the one whose results
+    lean most on titles; one with a word that no title uses; and, so that nobody is flattered, the one with the lowest
+    Recall@10.
     """
     catalog = retriever.catalog
     rows = catalog.query_rows("test")
@@ -682,8 +683,8 @@ def telling_queries(retriever: Retriever, most: int = 300) -> dict[str, str]:
     used = {word for title in catalog.products["title"].dropna() for word in words(title)}
     table["strange"] = [any(word not in used for word in words(query)) for query in queries]
     choices = {
-        "A short query whose results lean on images": table.sort_values(
-            ["length", "image"], ascending=[True, False], kind="stable"
+        "A short query whose results lean on images": table[table["length"] <= 2].sort_values(
+            "image", ascending=False, kind="stable"
         ),
         "A query whose results lean on titles": table.sort_values("image", kind="stable"),
         "A query with a word that no title uses": table[table["strange"]].sort_values(

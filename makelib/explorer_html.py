@@ -173,10 +173,12 @@ def versus(
 def _row(hit: Mapping, thumbnails: Thumbnails, other: int, moved: bool) -> str:
     step = other - hit["rank"]
     if moved:
-        kind, sign = ("up", f"▲ {step}") if step > 0 else ("down", f"▼ {-step}") if step < 0 else ("same", "=")
+        kind, sign = (
+            ("up", f"<i>▲</i> {step:,}") if step > 0 else ("down", f"<i>▼</i> {-step:,}") if step < 0 else ("same", "=")
+        )
         move = f'<span class="mkx-move mkx-{kind}" title="rank {other} on the left">{sign}</span>'
     else:
-        move = f'<span class="mkx-move" title="rank on the right">→ {other}</span>'
+        move = f'<span class="mkx-move" title="rank on the right">→ {other:,}</span>'
     return (
         f'<li class="mkx-row" data-rank="{hit["rank"]}" data-product="{attribute(hit["product_id"])}">'
         f'<span class="mkx-place">{hit["rank"]}</span><span class="mkx-small">{_picture(hit, thumbnails)}</span>'
@@ -223,10 +225,10 @@ def why(
         for other in neighbours.to_dict("records")
     )
     blocks = (
-        _block(f"Score {found.score:.3f}, rank {found.rank:,} of {products:,}", parts),
+        _block(f"Score {found.score:.3f}, rank {found.rank:,} of {products:,}", parts)
+        + _block("Patches that matter", _heat(hit, found.heat, thumbnails, sees[1])),
         _block("Words that matter", _words(found.words, sees[0]))
         + _block("Keywords that KE saw", f'<p class="mkx-words">{seen or "none"}</p>'),
-        _block("Patches that matter", _heat(hit, found.heat, thumbnails, sees[1])),
         _block("Its neighbours in the index", f'<div class="mkx-near">{near}</div>'),
     )
     columns = "".join(f'<div class="mkx-column">{block}</div>' for block in blocks)
@@ -329,4 +331,4 @@ def _picture(hit: Mapping, thumbnails: Thumbnails) -> str:
     uri = thumbnails(hit["row"])
     if uri is None:
         return '<span class="mkx-nopicture">no image</span>'
-    return f'<img src="{uri}" alt="{attribute(hit["title"] or "product without a title")}" loading="lazy">'
+    return f'<img src="{uri}" alt="{attribute(hit["title"] or "product without a title")}">'

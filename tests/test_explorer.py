@@ -1,0 +1,491 @@
+"""The explorer: views are pure and inert, explanations equal slow obvious code, the widget never fails silently.
+
+Models are small and untrained (gates and cross attention stirred up): what is tested is arithmetic and HTML.
+"""
+
+import asyncio
+import html
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from makelib import explain, explorer_html
+from makelib.catalog import write_catalog
+from makelib.explorer import QueryExplorer, State, Views, telling_queries
+from makelib.model import MakeModel
+from makelib.retriever import Retriever
+from makelib.runtime import UserError
+from makelib.settings import Model, Objectives, Text
+from makelib.text import train_tokenizer
+
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    '"><img src=x onerror="window.hacked = 1">',
+    "' onmouseover='window.hacked = 1",
+    '<a href="javascript:window.hacked=1">free</a>',
+    "</style></div></article><style>body { display: none }</style>",
+    "\u202egnitset \u2066right to left\u202e",
+    "&lt;b&gt; &amp;amp; {{7*7}} ${7*7}",
+    "<svg/onload=window.hacked=1>",
+]
+
+
+TAGS = {
+    "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h4", "p", "b", "i", "small", "em", "bdi",
+    "style", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption",
+}  # fmt: skip
+ATTRIBUTES = {
+    "class", "style", "title", "alt", "src", "role", "aria-label", "aria-hidden", "scope", "data-rank", "data-product",
+    "d", "height", "viewbox", "preserveaspectratio",
+}  # fmt: skip
+
+
+def picture(random):
+    buffer = io.BytesIO()
+    Image.fromarray(random.integers(0, 255, (40, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    """60 products in two categories; every tenth lacks its image, every fourteenth its title; the last are hostile."""
+    random = np.random.default_rng(0)
+    words = ["acme", "bolt", "core", "new", "summer", "gift"]
+    titles = [" ".join(random.choice(words, 4)) + f" n{i}" for i in range(60 - len(HOSTILE))] + HOSTILE
+    colours = random.choice(["red", "blue"], 60)
+    products = pd.DataFrame(
+        {
+            "product_id": [f"p{i}" for i in range(59)] + ['p<b>"59"</b>'],
+            "title": [None if i % 14 == 3 else title for i, title in enumerate(titles)],
+            "image": [None if i % 10 == 7 else picture(random) for i in range(60)],
+            "category": ["dress" if i % 2 else "<i>bag</i>" for i in range(60)],
+            "attributes": [{"colour": colour, "brand": "acme"} for colour in colours],
+        }
+    )
+    queries = pd.DataFrame(
+        {
+            "query_id": ["a", "b", "c", "d", "e"],
+            "query": ["red acme", "blue acme", "red thing", "<b>acme</b>", "red"],
+            "split": ["train", "train", "test", "test", "test"],
+            "constraints": [
+                {"colour": "red", "brand": "acme"},
+                {"colour": "blue", "brand": "acme"},
+                {"colour": "red", "brand": "bolt"},
+                {"brand": "acme"},
+                {"colour": "red"},
+            ],
+        }
+    )
+    clicks = pd.DataFrame([("a", "p0"), ("a", "p4"), ("b", "p1"), ("c", "p2")], columns=["query_id", "product_id"])
+    return write_catalog(
+        tmp_path_factory.mktemp("hostile") / "catalogue",
+        name="<u>hostile</u>",
+        products=products,
+        queries=queries,
+        interactions=clicks.assign(label=1.0, kind="click"),
+    )
+
+
+@pytest.fixture(scope="module")
+def retrievers(catalog):
+    tokenizer = train_tokenizer(catalog.products["title"].fillna(""), 400)
+    found = {}
+    for fusion in ("adaptive", "title", "joint"):
+        torch.manual_seed(0)
+        model = MakeModel.from_settings(Model(fusion=fusion, width=32, dim=16), Text(), Objectives(), tokenizer).eval()
+        if fusion == "adaptive":
+            torch.nn.init.normal_(model.fusion.weigh.mlp[-1].weight)
+            torch.nn.init.normal_(model.fusion.cross[0].scale)
+        found[fusion] = Retriever.build(fusion, model, catalog)
+    return found
+
+
+@pytest.fixture
+def views(retrievers):
+    return Views(retrievers)
+
+
+@pytest.fixture
+def explorer(retrievers):
+    return QueryExplorer(retrievers, k=6, queries={"Colour": "red acme", "<b>caption</b>": "<b>acme</b>"})
+
+
+class Tags(html.parser.HTMLParser):
+    """What a browser would make of a piece of HTML: its tags, attributes and text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def inert(page):
+    """Only tags and attributes that the explorer writes itself; nothing that runs, loads or leaves the page."""
+    found = Tags(page)
+    assert set(found.tags) <= TAGS
+    assert {name for name, _ in found.attributes} <= ATTRIBUTES
+    assert all(value.startswith("data:image/") for name, value in found.attributes if name == "src")
+    assert found.tags.count("style") <= 1
+    return True
+
+
+# -- state ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.builds(State, query=st.text(), like=st.none() | st.text(), k=st.integers(1, 99), blank=st.booleans()))
+def test_a_saved_state_comes_back_as_it_was(state):
+    assert State.from_json(state.to_json()) == state
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"k": "12"}', '{"unknown": 1}', '{"kind": "random"}'])
+def test_what_is_no_saved_state_is_refused(content):
+    with pytest.raises(UserError, match="saved state"):
+        State.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"variant": "gate"}, "no trained variant 'gate'"),
+        ({"compare": "gate"}, "no trained variant"),
+        ({"category": "shoes"}, "no category 'shoes'"),
+        ({"selected": "p99"}, "no product 'p99'"),
+        ({"k": 0}, "at least 1"),
+        ({"by": "product"}, "choose one first"),
+    ],
+)
+def test_a_state_that_names_what_is_not_here_is_refused(views, changes, says):
+    with pytest.raises(UserError, match=says):
+        views.check(State(**changes))
+
+
+# -- search -----------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_those_of_the_retriever(views, retrievers):
+    hits = views.search(State("red acme", "adaptive", k=9))
+    assert hits["product_id"].tolist() == retrievers["adaptive"].search("red acme", 9)["product_id"].tolist()
+
+
+def test_a_category_is_searched_exactly(views, retrievers):
+    hits = views.search(State("red acme", "adaptive", k=7, category="dress"))
+    everything = retrievers["adaptive"].search("red acme", 60)
+    assert hits["product_id"].tolist() == everything.query("category == 'dress'")["product_id"].tolist()[:7]
+
+
+def test_approximate_search_asks_an_approximate_index(views):
+    assert views.index("adaptive", "exact").manifest["kind"] == "exact"
+    assert views.index("adaptive", "approximate").manifest["kind"] == "hnsw"
+    assert len(views.search(State("red acme", "adaptive", k=60, kind="approximate"))["row"].unique()) == 60
+
+
+def test_marks_of_a_known_query(views, catalog):
+    hits = views.search(State("  RED acme ", "adaptive", k=60)).set_index("product_id")
+    assert hits.index[hits["clicked"]].sort_values().tolist() == ["p0", "p4"]
+    for row, relevance in zip(hits["row"], hits["relevance"], strict=True):
+        assert relevance == (1.0 if catalog.products["attributes"].iloc[row]["colour"] == "red" else 0.5)
+    assert hits["wishes"].iloc[0] in ("colour red ✓, brand acme ✓", "colour red ✗, brand acme ✓")
+    assert views.search(State("never asked", "adaptive"))["relevance"].isna().all()
+
+
+def test_more_like_this(views, retrievers):
+    vectors = retrievers["adaptive"].vectors.embedding
+    state = State("red acme", "adaptive", by="product", like="p5")
+    assert views.search(state)["product_id"].iloc[0] == "p5"
+    both = views.vector(State("red acme", "adaptive", by="both", like="p5"), "adaptive")
+    summed = vectors[5] + retrievers["adaptive"].embed("red acme")
+    np.testing.assert_allclose(both, summed / np.linalg.norm(summed), atol=1e-6)
+    pixels, _ = retrievers["adaptive"].catalog.images(32)
+    alone = retrievers["adaptive"].model.encode_products([""], pixels[5:6], np.ones(1, bool)).embedding[0]
+    np.testing.assert_allclose(
+        views.vector(State(variant="adaptive", by="image", like="p5"), "adaptive"), alone, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("like", "variant", "says"), [("p7", "adaptive", "has no image"), ("p5", "title", "does not look at images")]
+)
+def test_searching_by_an_image_that_is_not_there(views, like, variant, says):
+    with pytest.raises(UserError, match=says):
+        views.vector(State(variant=variant, by="image", like=like), variant)
+
+
+# -- why --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["adaptive", "title", "joint"])
+def test_words_and_patches_equal_one_question_at_a_time(retrievers, variant):
+    retriever, row = retrievers[variant], 5
+    query = retriever.embed("red acme")
+    found = explain.evidence(retriever, query, row, grid=4)
+    title = retriever.catalog.products["title"].iloc[row]
+    pixels, _ = retriever.catalog.images(32)
+
+    def score(text, picture):
+        return retriever.model.encode_products([text], picture[None], np.ones(1, bool)).embedding[0] @ query
+
+    base = score(title, pixels[row])
+    assert found.score == pytest.approx(base, abs=1e-5)
+    for i, (word, fall) in enumerate(found.words):
+        rest = title.split()
+        assert rest.pop(i) == word
+        assert fall == pytest.approx(base - score(" ".join(rest), pixels[row]), abs=1e-5)
+    for i in range(4):
+        for j in range(4):
+            covered = np.array(pixels[row])
+            covered[max(0, 8 * i - 4) : 8 * i + 12, max(0, 8 * j - 4) : 8 * j + 12] = 128
+            assert found.heat[i, j] == pytest.approx(base - score(title, covered), abs=1e-5)
+    if variant == "title":
+        assert np.abs(found.heat).max() < 1e-6
+
+
+def test_rank_counts_the_whole_catalogue(retrievers):
+    retriever = retrievers["adaptive"]
+    query = retriever.embed("red acme")
+    rows, _ = retriever.index.search(query[None], 60)
+    for place, row in enumerate(rows[0], start=1):
+        assert explain.rank(retriever, query, float(retriever.vectors.embedding[row] @ query), row) == place
+    assert explain.rank(retriever, query, 2.0, 5) == 1
+    assert explain.rank(retriever, query, -2.0, 5) == 60
+
+
+def test_parts_add_up_and_joint_has_none(retrievers):
+    found = explain.evidence(retrievers["adaptive"], retrievers["adaptive"].embed("red"), 5)
+    assert found.parts.sum() == pytest.approx(found.score, abs=1e-6)
+    assert np.isnan(explain.evidence(retrievers["joint"], retrievers["joint"].embed("red"), 5).parts).all()
+
+
+def test_what_if(retrievers):
+    retriever = retrievers["adaptive"]
+    query = retriever.embed("red acme")
+    before, same = explain.what_if(retriever, query, 5)
+    assert (same.rank, same.score) == (before.rank, pytest.approx(before.score, abs=1e-6))
+    _, blank = explain.what_if(retriever, query, 5, blank=True)
+    assert blank.weights.tolist() == [1, 0]
+    _, untitled = explain.what_if(retriever, query, 5, title="")
+    assert untitled.weights.tolist() == [0, 1]
+    _, edited = explain.what_if(retriever, query, 5, title="another thing")
+    assert edited.score != pytest.approx(before.score, abs=1e-4)
+
+
+def test_a_product_without_title_or_image_is_explained(views):
+    assert "There is no title." in views.why(views.check(State("red", "adaptive", selected="p3")))
+    assert "There is no image." in views.why(views.check(State("red", "adaptive", selected="p7")))
+
+
+def test_heat_map_colours_follow_the_sign():
+    heat = np.zeros((4, 4))
+    heat[0, 0], heat[3, 3] = 1.0, -1.0
+    drawn = np.asarray(explorer_html.heat_map(Image.new("RGB", (32, 32), "white"), heat)).astype(int)
+    assert drawn[8, 8, 0] > drawn[8, 8, 2] + 50  # orange: more red than blue
+    assert drawn[-8, -8, 2] > drawn[-8, -8, 0] + 50
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compare", [None, "title", "joint"])
+@pytest.mark.parametrize("variant", ["adaptive", "joint"])
+def test_pages_of_a_hostile_catalogue_are_inert(views, variant, compare):
+    for selected in (None, "p53", 'p<b>"59"</b>'):
+        state = State("<b>acme</b>", variant, k=60, compare=compare, selected=selected, title=HOSTILE[0], category=None)
+        page = views.page(state)
+        assert inert(page)
+        assert HOSTILE[0] in Tags(page).text  # said, not done
+    assert inert(views.page(State("x", variant, category="<i>bag</i>", by="both", like='p<b>"59"</b>')))
+
+
+@given(st.text(max_size=60))
+def test_untrusted_text_stays_text(value):
+    between = explorer_html.text(value)
+    assert set(Tags(between).tags) <= {"bdi"}
+    if value.strip():
+        assert between.startswith("<bdi>")
+        assert between.endswith("</bdi>")
+    inside = Tags(f'<img alt="{explorer_html.attribute(value)}">')
+    assert [name for name, _ in inside.attributes] == ["alt"]
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", explorer_html.attribute(value))
+
+
+def test_every_rule_of_the_style_sheet_is_confined():
+    rules = re.sub(r"/\*.*?\*/", "", explorer_html.style(), flags=re.S).removeprefix("<style>").removesuffix("</style>")
+    for selectors in re.findall(r"([^{}]+)\{", rules):
+        for selector in selectors.split(","):
+            assert selector.strip().startswith(".mkx"), selector
+    assert "url(" not in rules
+    assert "@import" not in rules
+
+
+def test_a_page_is_a_pure_function_of_the_state(views, retrievers):
+    state = State("red acme", "adaptive", compare="title", selected="p5", blank=True)
+    assert views.page(state) == views.page(state) == Views(retrievers).page(state)
+
+
+def test_side_by_side_says_where_each_product_went(views):
+    page = views.versus(State("red acme", "adaptive", k=8, compare="title"))
+    left = views.search(State("red acme", "title", k=60))["product_id"].tolist()
+    right = views.search(State("red acme", "adaptive", k=60))["product_id"].tolist()
+    moves = re.findall(r'data-product="([^"]*)".*?class="mkx-move[^>]*>(?:<i>)?(→|▲|▼|=)(?:</i>)? ?(\d*)<', page)
+    moves = [(html.unescape(product), sign, number) for product, sign, number in moves]
+    assert [product for product, _, _ in moves] == left[:8] + right[:8]
+    for product, sign, number in moves[8:]:
+        step = left.index(product) - right.index(product)
+        assert (sign, number) == (("▲", str(step)) if step > 0 else ("▼", str(-step)) if step < 0 else ("=", ""))
+    for product, sign, number in moves[:8]:
+        assert (sign, int(number)) == ("→", right.index(product) + 1)
+
+
+def test_joint_says_that_it_has_no_weights(views):
+    assert "no weights" in views.page(State("red acme", "joint"))
+    assert "does not split" in views.page(State("red acme", "joint", selected="p5"))
+
+
+def test_missing_title_and_image_are_said(views):
+    page = views.page(State("red acme", "adaptive", k=60))
+    assert page.count("no image") == 6
+    assert page.count("no title") == 5
+
+
+# -- the explorer -----------------------------------------------------------------------------------------------------
+
+
+def test_both_the_widget_and_its_static_twin(explorer, monkeypatch):
+    bundle = explorer._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} == set(bundle)
+    assert inert(bundle["text/html"])
+    assert "Colour" in bundle["text/html"]
+    monkeypatch.setenv("MAKELIB_HEADLESS", "1")
+    headless = explorer._repr_mimebundle_()
+    assert set(headless) == {"text/html", "text/plain"}
+    assert headless["text/html"] == bundle["text/html"]
+
+
+def test_a_typed_query_fills_the_tiles(explorer):
+    explorer.widget.layout  # noqa: B018  made now
+    explorer.query.value = "blue acme"
+    shown = [cell.children[0].value for cell in explorer.cards.children]
+    wanted = explorer.views.tiles(State("blue acme", "adaptive", k=6))
+    assert shown == wanted
+    explorer.k.value = 24
+    assert len(explorer.cards.children) == 24
+    assert explorer.history == ["red acme", "blue acme"]
+    assert json.loads(explorer.asked.value) == explorer.history
+
+
+def test_buttons_and_list_choose_a_product(explorer):
+    assert explorer.widget
+    explorer.cards.children[2].children[1].children[0].click()
+    third = explorer.views.search(explorer.state)["product_id"].iloc[2]
+    assert (explorer.state.selected, explorer.explain.value) == (third, third)
+    assert "Words that matter" in explorer.panel.value
+    explorer.explain.index = 1
+    assert explorer.state.selected == explorer.views.search(explorer.state)["product_id"].iloc[0]
+    explorer.blank.value = True
+    assert "without its image" in explorer.edited.value
+    explorer.cards.children[0].children[1].children[1].click()
+    assert (explorer.state.by, explorer.state.selected, explorer.state.blank) == ("product", None, False)
+    explorer.query.value = "blue acme"
+    assert (explorer.state.by, explorer.state.like) == ("query", None)
+
+
+def test_editing_the_title_and_going_back(explorer):
+    assert explorer.widget
+    explorer.show(selected="p5")
+    own = explorer.title.value
+    explorer.title.value = "something else"
+    assert "with this title" in explorer.edited.value
+    explorer.title.value = own
+    assert explorer.state.title is None
+    assert explorer.edited.value == ""
+
+
+def test_side_by_side_takes_the_place_of_the_tiles(explorer):
+    assert explorer.widget
+    explorer.compare.value = "title"
+    assert not explorer.cards.children
+    assert "mkx-versus" in explorer.beside.value
+    explorer.compare.value = None
+    assert len(explorer.cards.children) == 6
+    assert explorer.beside.value == ""
+
+
+def test_errors_in_callbacks_are_shown_as_sentences(explorer, monkeypatch):
+    assert explorer.widget
+    explorer.saved.value = '{"query": 3}'
+    explorer.widget.children[-1].children[0].children[2].children[1].click()
+    assert "not a saved state" in explorer.alert.value
+    explorer.query.value = "blue"
+    assert explorer.alert.value == ""
+
+    def broken(*_):
+        raise ZeroDivisionError("<b>oh</b>")
+
+    monkeypatch.setattr(explorer.views, "search", broken)
+    explorer.query.value = "red"
+    assert "ZeroDivisionError" in explorer.alert.value
+    assert inert(explorer.alert.value)
+
+
+def test_a_state_travels_through_a_file(explorer, retrievers, tmp_path):
+    explorer.show(query="blue acme", k=24, compare="title", selected="p5")
+    path = explorer.save(tmp_path / "state.json")
+    again = QueryExplorer(retrievers, queries=["red"], state=path)
+    assert again.state == explorer.state
+    assert again.widget
+    assert (again.query.value, again.k.value, again.compare.value) == ("blue acme", 24, "title")
+
+
+def test_a_newer_query_takes_over(explorer):
+    """In a running loop the why panel of an overtaken query is never asked for."""
+    assert explorer.widget
+    asked = []
+    why = explorer.views.why
+    explorer.views.why = lambda state: asked.append(state.query) or why(state)
+
+    async def type_two_queries():
+        explorer.show(query="first", selected="p5")
+        await asyncio.sleep(0)
+        explorer.show(query="second", selected="p5")
+        await asyncio.sleep(0.5)
+
+    asyncio.run(type_two_queries())
+    assert asked == ["second"]
+
+
+def test_page_explains_by_rank(explorer):
+    page = explorer.page("red acme", rank=2, k=4).data
+    assert "rank 2 of 60" in page
+    with pytest.raises(UserError, match="ranks 1 to 4"):
+        explorer.page("red acme", rank=5, k=4)
+
+
+def test_retrievers_of_two_catalogues_are_refused(retrievers, tiny_catalog):
+    other = Retriever.build("other", retrievers["title"].model, tiny_catalog)
+    with pytest.raises(UserError, match="one catalogue"):
+        Views({"a": retrievers["title"], "b": other})
+    with pytest.raises(UserError, match="at least one"):
+        Views({})
+
+
+def test_telling_queries_follow_their_rules(retrievers):
+    chosen = telling_queries(retrievers["adaptive"])
+    assert set(chosen.values()) <= {"red thing", "<b>acme</b>", "red"}
+    assert len(set(chosen.values())) == len(chosen)
+    strange = [query for caption, query in chosen.items() if "no title uses" in caption]
+    assert strange in (["red thing"], ["red"], [])
