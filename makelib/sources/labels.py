@@ -79,32 +79,29 @@ def learn_brands(titles: Sequence[str], stop: set[str], minimum: int) -> tuple[l
     also tells "John Miller" from "John Players"; a label word needs a further word to become one ("Red Tape").
     Returns brands (empty: none) and lengths, int (N,).
     """
-    split = [
-        [(match.group(), match.end()) for match in itertools.islice(re.finditer(r"\S+", title), 5)] for title in titles
-    ]
-    key = [[_stem(word) for word, _ in title] for title in split]
     stop = set(map(_stem, stop))
     brands, lengths = [""] * len(titles), np.zeros(len(titles), dtype=np.int64)
 
-    def grow(rows: list[int], depth: int) -> None:
-        """`rows` share their first `depth` words: name them, or go on with the words that follow."""
+    def grow(rows: Sequence[int], words: list[str]) -> None:
+        """`rows` begin with the same `words`: name them, or go on with the words that follow."""
         follow: dict[str, list[int]] = {}
         for row in rows:
-            if len(key[row]) > depth + 1:  # a title is more than its brand
-                follow.setdefault(key[row][depth], []).append(row)
-        children = [
-            members for word, members in follow.items() if len(members) >= minimum and (depth == 0 or word not in stop)
-        ]
-        if depth and (depth == 4 or sum(map(len, children)) < 0.8 * len(rows)):
-            if not stop.issuperset(key[rows[0]][:depth]):
-                name = Counter(titles[row][: split[row][depth - 1][1]] for row in rows).most_common(1)[0][0]
-                for row in rows:
-                    brands[row], lengths[row] = name, split[row][depth - 1][1]
+            parts = titles[row].split(None, len(words) + 1)
+            if len(parts) > len(words) + 1:  # a title is more than its brand
+                follow.setdefault(_stem(parts[len(words)]), []).append(row)
+        follow = {w: found for w, found in follow.items() if len(found) >= minimum and not (words and w in stop)}
+        if words and (len(words) == 4 or sum(map(len, follow.values())) < 0.8 * len(rows)):
+            if not stop.issuperset(words):
+                head = re.compile(rf"\s*\S+(?:\s+\S+){{{len(words) - 1}}}")
+                heads = [head.match(titles[row]).group() for row in rows]
+                name = Counter(heads).most_common(1)[0][0].strip()
+                for row, text in zip(rows, heads, strict=True):
+                    brands[row], lengths[row] = name, len(text)
             return
-        for members in children:
-            grow(members, depth + 1)
+        for word, found in follow.items():
+            grow(found, [*words, word])
 
-    grow(list(range(len(titles))), 0)
+    grow(range(len(titles)), [])
     return brands, lengths
 
 
