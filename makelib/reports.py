@@ -228,7 +228,7 @@ def _checked_catalog(catalog: str, settings: settings_module.Settings, root: Pat
     """Open the catalogue before anything runs, so that a wrong name is one line and not a failed notebook."""
     from makelib.sources import open_catalog
 
-    if not catalog.startswith("hub:"):
+    if Path(catalog).is_dir():
         catalog = _relative(Path(catalog).resolve(), root)
     with contextlib.chdir(root):
         open_catalog(catalog, settings)
@@ -314,12 +314,12 @@ def _notebook_error(executed: Path, cell_timeout: float) -> str:
         if cell["cell_type"] != "code":
             continue
         where = f"In [{cell.get('execution_count') or ' '}]"
+        if (cell["metadata"].get("papermill", {}).get("duration") or 0) >= cell_timeout:
+            return f"{where} used all of the {_duration(cell_timeout)} that one cell may take"
         for output in cell["outputs"]:
             if output["output_type"] == "error":
                 value = str(output["evalue"]).strip().splitlines()
                 return f"{where} {output['ename']}: {value[-1] if value else ''}".rstrip(": ")
-        if (cell["metadata"].get("papermill", {}).get("duration") or 0) >= cell_timeout:
-            return f"{where} used all of the {_duration(cell_timeout)} that one cell may take"
     return ""
 
 

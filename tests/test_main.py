@@ -1,0 +1,210 @@
+"""The command line: what it lists, what it refuses in one line, what each command hands to the library."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from makelib import __main__ as cli
+from makelib.runtime import UserError
+
+COMMANDS = ("data", "train", "index", "search", "evaluate", "ablate", "reproduce", "bench")
+
+
+def test_help_lists_every_command_and_imports_no_model():
+    code = (
+        "import sys; from makelib.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('heavy:', sorted({'torch', 'pandas', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    assert "heavy: []" in shown.stdout
+    for command in COMMANDS:
+        assert f"\n    {command}" in shown.stdout
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data bazaar", "data import"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["sell"], "invalid choice: 'sell'"),
+        (["train", "--sed", "1"], "unrecognized arguments: --sed"),
+        (["train", "--seed", "one"], "invalid int value: 'one'"),
+        (["train", "--preset", "huge"], "Unknown preset 'huge'"),
+        (["train", "--variant", "best"], "There is no variant 'best'"),
+        (["train", "--set", "training.step=1"], "There is no setting 'training.step'"),
+        (["train", "--set", "training.steps"], "lacks a name or an `=`"),
+        (["train", "--set", "training.steps=many"], "training.steps"),
+        (["train", "--set", "training.steps=[1"], "is not a value"),
+        (["train", "--catalog", "nowhere"], "There is no catalogue 'nowhere'"),
+        (["ablate", "--seeds", "-1"], "seeds must be 0"),
+        (["reproduce", "--preset", "huge"], "Unknown preset 'huge'"),
+        (["reproduce", "--catalog", "nowhere"], "There is no catalogue 'nowhere'"),
+        (["search", "dress", "--run", "nowhere"], "There is no trained model under nowhere"),
+        (["search", "  ", "--run", "nowhere"], "The query is empty"),
+        (["evaluate", "--run", "nowhere"], "There is no trained model under nowhere"),
+        (["index", "--run", "nowhere", "--kind", "best"], "invalid choice: 'best'"),
+        (["data", "import", "nowhere"], "There is no folder nowhere"),
+        (["data", "import", ".", "--hide-share", "2"], "hide_share is a share"),
+        (["data", "import", ".", "--map", "title"], "lacks a name or an `=`"),
+        (["data", "bazaar", "--out", "."], "choose another --out"),
+        (["bench", "--set", "bazaar.product=1"], "There is no setting"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("makelib: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("100", 100),
+        ("2e-3", 0.002),
+        ("0.5", 0.5),
+        ("true", True),
+        ("[title, mean]", ["title", "mean"]),
+        ("mean", "mean"),
+        ("", None),
+    ],
+)
+def test_values_of_settings_are_read_as_yaml(text, value):
+    (read,) = cli.overrides([f"a.b={text}"]).values()
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "catalog", "run", "folder"),
+    [
+        ("quick", "bazaar", None, "reports/quick"),
+        ("full", "/some/where/shoes/", None, "reports/full-shoes"),
+        ("smoke", "hub:fashion", None, "reports/smoke-fashion"),
+        ("smoke", "bazaar", "elsewhere", "elsewhere"),
+    ],
+)
+def test_a_run_is_named_after_preset_and_catalogue(preset, catalog, run, folder):
+    assert str(cli._run(Namespace(preset=preset, catalog=catalog, run=run))) == folder
+
+
+def test_search_prints_json_without_nan(monkeypatch, capsys):
+    from makelib import ablation, retriever
+
+    class Fake:
+        def search(self, query, k):
+            table = pd.DataFrame({"rank": np.arange(1, k + 1), "row": 0, "product_id": "p0", "title": f'"{query}" été'})
+            return table.assign(score=0.5, score_title=np.nan)
+
+    monkeypatch.setattr(ablation, "find_model", lambda run, variant: (run, variant))
+    monkeypatch.setattr(retriever.Retriever, "open", lambda folder: Fake() if folder == ("quick", "mean") else None)
+    assert cli.main(["search", "red dress", "--run", "quick", "--variant", "mean", "-k", "2", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [hit["rank"] for hit in hits] == [1, 2]
+    assert hits[0] == {"rank": 1, "product_id": "p0", "title": '"red dress" été', "score": 0.5, "score_title": None}
+    assert cli.main(["search", "red dress", "--run", "quick", "--variant", "mean", "-k", "2"]) == 0
+    assert '"red dress" été' in capsys.readouterr().out
+
+
+def test_reproduce_hands_its_words_on_and_returns_the_exit_code(monkeypatch):
+    from makelib import reports
+
+    given = []
+    monkeypatch.setattr(reports, "reproduce", lambda *words: given.append(words) or 1)
+    assert cli.main(["reproduce", "--preset", "smoke", "--seeds", "2", "--set", "training.steps=9"]) == 1
+    ((preset, catalog, seeds, out, overrides),) = given
+    assert (preset, catalog, seeds, str(out), overrides) == (
+        "smoke",
+        "bazaar",
+        2,
+        "reports/smoke",
+        {"training.steps": 9},
+    )
+
+
+def test_an_interruption_has_its_own_exit_code(monkeypatch, capsys):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "search", interrupted)
+    assert cli.main(["search", "x", "--run", "quick"]) == 130
+    assert capsys.readouterr().err == "makelib: interrupted\n"
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch):
+    def broken(given):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "search", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["search", "x", "--run", "quick"])
+
+
+def test_import_maps_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop").mkdir()
+    colours, kinds = ("red", "blue", "green", "black", "white"), ("cup", "pan", "rug", "hat")
+    titles = [(f"{colour} {kind}", colour, kind) for colour in colours for kind in kinds] * 20
+    lines = [
+        "sku,label,colour,type",
+        *(f"{row},{title},{colour},{kind}" for row, (title, colour, kind) in enumerate(titles)),
+    ]
+    (tmp_path / "shop" / "products.csv").write_text("\n".join(lines))
+    assert cli.main(["data", "import", "shop", "--map", "title=label", "--map", "category=type"]) == 0
+    assert "data/shop: 400 products" in capsys.readouterr().out
+    from makelib.catalog import Catalog
+
+    assert Catalog.open("data/shop").products["title"].tolist()[:2] == ["red cup", "red pan"]
+
+
+@pytest.mark.slow
+def test_train_search_index_evaluate(tmp_path, monkeypatch, capsys):
+    """The commands one after the other, on a world that trains in seconds."""
+    monkeypatch.chdir(tmp_path)
+    world = [
+        "bazaar.products=300",
+        "bazaar.queries=250",
+        "bazaar.clicks=2000",
+        "training.steps=2",
+        "training.batch_size=32",
+    ]
+    changes = [word for setting in world for word in ("--set", setting)]
+    assert cli.main(["train", "--preset", "smoke", "--variant", "mean", "--run", "reports/try", *changes]) == 0
+    folder = capsys.readouterr().out.strip()
+    assert cli.main(["search", "red dress", "--run", "try", "-k", "3", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert all(hit["weight_title"] + hit["weight_image"] == pytest.approx(1) for hit in hits)
+    assert cli.main(["index", "--run", "try", "--kind", "ivf"]) == 0
+    assert f"{folder}-ivf: 300 products" in capsys.readouterr().out
+    assert cli.main(["evaluate", "--run", f"{folder}-ivf", "--trec", "trec"]) == 0
+    assert "Recall@100" in capsys.readouterr().out
+    assert (tmp_path / "trec" / "run.trec").is_file()
+    assert cli.main(["search", "x", "--run", "try", "--variant", "adaptive"]) == 2
+
+
+def test_user_errors_of_several_lines_become_one(monkeypatch, capsys):
+    def mistaken(given):
+        raise UserError("first\n  second")
+
+    monkeypatch.setattr(cli, "search", mistaken)
+    assert cli.main(["search", "x", "--run", "quick"]) == 2
+    assert capsys.readouterr().err == "makelib: first second\n"
