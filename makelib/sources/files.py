@@ -96,7 +96,10 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
 
     Raises `UserError` for unknown keys, wrong types and shares outside 0 to 1.
     """
-    tree = _yaml(folder) | {key: value for key, value in given.items() if value is not None}
+    written = _yaml(folder)
+    tree = written | {key: value for key, value in given.items() if value is not None}
+    if isinstance(written.get("columns"), dict):
+        tree["columns"] = written["columns"] | (given.get("columns") or {})
     config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x})
     try:
         options = dacite.from_dict(ImportOptions, tree, config)
@@ -267,7 +270,7 @@ def health_report(catalog: Catalog) -> str:
     lines += ["", "| what | value |", "| --- | --- |"]
     for section in ("images", "titles", "duplicates", "labels", "hidden", "generated"):
         for key, value in health[section].items():
-            if (section, key) != ("images", "dropped"):
+            if (section, key) != ("images", "dropped") and value not in ({}, []):
                 lines.append(f"| {section}: {key.replace('_', ' ')} | {_readable(value)} |")
     return "\n".join(lines) + "\n"
 

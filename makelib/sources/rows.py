@@ -144,7 +144,7 @@ class Table:
             raise UserError(
                 f"{self.path} lacks {' and '.join(missing)}; it has the columns {', '.join(self.columns)}. Say "
                 f"which is which in catalogue.yaml (`columns: {{{missing[0]}: <your column>}}`) or by "
-                f"--columns {missing[0]} <your column>."
+                f"--map {missing[0]}=<your column>."
             )
         return found
 

@@ -183,6 +183,7 @@ def test_catalogue_yaml_is_read_and_flags_win(folder, tmp_path):
         "attribute_kinds: {article_type: visual}\n"
     )
     catalog = import_catalog(folder, tmp_path / "out", read_options(folder, name="yours", limit=None))
+    assert read_options(folder, columns={"title": "other"}).columns == {"product_id": "nr", "title": "other"}
     assert catalog.name == "yours"
     assert catalog.info["attribute_kinds"]["article_type"] == "visual"
     assert len(catalog) == 60
