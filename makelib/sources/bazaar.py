@@ -1,4 +1,4 @@
-"""The generated world `bazaar`: goods with titles and photographs, shoppers' queries and clicks, and the truth behind them.
+"""The generated world `bazaar`: goods with titles and photographs, shoppers' queries and clicks, and the truth.
 
 It exists to make every claim of the method checkable (METHOD, "The embedded catalogue"), so it was fixed before any
 ablation ran and is not tuned afterwards; each constant says why it has its value. What words there are stands in
@@ -76,12 +76,10 @@ SPOILED = {
     "image": {"blur": 0.35, "watermark": 0.30, "stock": 0.20, "props": 0.15},
     "title": {"blur": 0.12, "watermark": 0.15, "stock": 0.18, "props": 0.55},
 }
-ACCESSORY = (
-    0.25  #: share of clean photographs with a good of the other kind beside the product, so that it proves nothing
-)
-STOCK_PICTURES = (
-    3  #: generic photographs per type, the same file for every product that uses it, as stock photographs are
-)
+#: share of clean photographs with a good of the other kind beside the product, so that company proves nothing
+ACCESSORY = 0.25
+#: generic photographs per type, the same file for every product that uses it, as stock photographs are
+STOCK_PICTURES = 3
 PLACEHOLDER = 0.01  #: share of products with the shop's "no image" picture: present, yet says nothing
 OCCLUDED = 0.15  #: share of clean photographs with a sticker over up to 12 % of the frame
 #: how much of each claim a spoiled photograph of strength 1 hides (a blurred dress still has its colour)
@@ -91,39 +89,32 @@ HIDDEN = {
     "occlusion": {"type": 1.0, "colour": 1.0, "pattern": 1.0, "silhouette": 1.0},
 }
 
-#: share of clean titles that name a lot; stuffed titles come on top, and look like these
+#: share of titles that name a lot; a stuffed title looks like one of these
 RICH = 0.35
-#: chance that a title names a textual attribute, by `led`: sellers of title-led goods take more care, but nothing is sure
+#: chance that a title names a textual attribute, by `led`: sellers of title-led goods take more care; nothing is sure
 NAMES_TEXTUAL = {
     "image": {"brand": 0.80, "material": 0.60, "capacity": 0.55},
     "title": {"brand": 0.95, "material": 0.85, "capacity": 0.90},
 }
-STUFFED_WORDS = (
-    2,
-    6,
-)  #: wrong words of a stuffed title; with 1 they would not mislead, with 10 their number would give them away
+#: wrong words of a stuffed title, at most (fewer where donor and product agree): with 1 they would not mislead, with 10
+#: their number would give them away
+STUFFED_WORDS = (2, 6)
+#: what the wrong words are about: mostly what shoppers type first
 STUFFED_KEYS = {
-    "brand": 0.30,
-    "type": 0.20,
-    "colour": 0.15,
-    "pattern": 0.10,
-    "material": 0.10,
-    "capacity": 0.10,
+    "brand": 0.30, "type": 0.20, "colour": 0.15, "pattern": 0.10, "material": 0.10, "capacity": 0.10,
     "silhouette": 0.05,
-}
-STUFFED_DROPS = (
-    0.4  #: chance that a stuffed title leaves out a true textual word, so that two brands in a title are no sure sign
-)
+}  # fmt: skip
+#: chance that a stuffed title leaves out a true textual word, so that two brands in a title are no sure sign
+STUFFED_DROPS = 0.4
 
 #: share of intents that ask for visual attributes: intent follows the modality that informs, but not always
 ASKS_VISUAL = {"image": 0.8, "title": 0.2}
-RELEVANT = (3, 80)  #: fewest and most products that meet an intent; below, nothing to rank, above, nothing to find
+#: fewest and most products that meet an intent; below, nothing to rank, above, nothing to find. Only a type on its own
+#: may be met by more: one-word queries are broad, and people ask them.
+RELEVANT = (3, 80)
 TYPICAL_RELEVANT = 20  #: intents are drawn log-normally about this count, where the catalogue has such
-EXTRA_CONSTRAINTS = {
-    0: 0.05,
-    1: 0.55,
-    2: 0.40,
-}  #: constraints besides the type or category: short queries, as people ask
+#: constraints besides the type or category: short queries, as people ask
+EXTRA_CONSTRAINTS = {0: 0.08, 1: 0.52, 2: 0.40}
 BY_CATEGORY = 0.25  #: share of intents that want a category ("luggage by oakby"), not one type
 IMPLIED = 0.4  #: the word for the type may go where at least this share of what the other words fit is of that type
 TERSE = 0.75  #: share of the queries of such an intent that may go without, so that both forms are asked
@@ -214,7 +205,7 @@ def generate(settings: Bazaar, folder: Path | str) -> Catalog:
 
 
 def stuff(title: str, words: int, seed: int = 0, language: str = "en") -> str:
-    """The title with `words` attribute words appended that it did not hold: other brands, types, colours, materials, …
+    """The title with `words` attribute words appended that it did not hold: other brands, types, colours, …
 
     What is true cannot be known from a title, so a word that the seller merely left out may be among them.
     Raises `UserError` for an unknown language or a number of words below 0 or above what the vocabulary has.
@@ -239,13 +230,11 @@ def stuff(title: str, words: int, seed: int = 0, language: str = "en") -> str:
 
 def _check(settings: Bazaar) -> None:
     """Raise `UserError` for a setting out of its range."""
-    for name in ("products", "queries", "clicks"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"bazaar.{name} is {getattr(settings, name)}; it must be at least 1.")
-    shares = (
-        "title_names_visible", "synonyms", "no_category", "wrong_clicks", "missing_title", "missing_image", "duplicates", "cold",
-    )  # fmt: skip
-    for name in shares:
+    for name, least in (("products", 1), ("queries", 10 * STRINGS_PER_INTENT), ("clicks", 1)):
+        if getattr(settings, name) < least:  # ten intents: the fewest that leave something in every split
+            raise UserError(f"bazaar.{name} is {getattr(settings, name)}; it must be at least {least}.")
+    shares = "title_names_visible synonyms no_category wrong_clicks missing_title missing_image duplicates cold"
+    for name in shares.split():
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"bazaar.{name} is {getattr(settings, name)}; it is a share, so choose 0 to 1.")
     if settings.missing_title + settings.missing_image + PLACEHOLDER > 1:
@@ -264,7 +253,7 @@ def _check(settings: Bazaar) -> None:
         raise UserError(f"bazaar.language is {settings.language!r}; use en or zh.")
     if settings.clicks < settings.queries:
         raise UserError(
-            f"bazaar.clicks ({settings.clicks}) is below bazaar.queries ({settings.queries}); every query needs a click."
+            f"bazaar.clicks ({settings.clicks}) is below bazaar.queries ({settings.queries}); each query needs a click."
         )
 
 
@@ -284,7 +273,7 @@ IMAGE_LED = np.array([category.led == "image" for category in CATEGORIES.values(
 
 @dataclasses.dataclass(frozen=True)
 class _Goods:
-    """The products as codes: `codes` int (N, attributes) in the order of `keys`, `first` the first listing of each (N,)."""
+    """The products as codes: `codes` int (N, attributes) in the order of `keys`; `first` listing of each, int (N,)."""
 
     codes: np.ndarray
     first: np.ndarray
@@ -311,8 +300,9 @@ def _zipf(rng: np.random.Generator, count: int, exponent: float) -> np.ndarray:
 def _products(settings: Bazaar, rng: np.random.Generator) -> _Goods:
     """Attributes with tastes: each type has its own frequent colours, patterns, cuts and brands, as goods do.
 
-    Without tastes two constraints would leave a handful of products in a catalogue of this size, and no word would imply
-    a type. Title-led goods are mostly plain. A brand is at home in one category, where it is ten times as frequent.
+    Without tastes two constraints would leave a handful of products in a catalogue of this size, and no word would
+    imply a type. Title-led goods are mostly plain. A brand is at home in one category, where it is ten times as
+    frequent as elsewhere.
     """
     count = settings.products
     codes = np.zeros((count, len(ATTRIBUTE_KINDS)), dtype=np.int64)
@@ -358,7 +348,7 @@ def _cold(settings: Bazaar, goods: _Goods, rng: np.random.Generator) -> np.ndarr
 
 # -- titles -----------------------------------------------------------------------------------------------------------
 
-# a word is (key, value code or name, which of its words: 0 = the seller's); sellers and shoppers pick words, `_Spoken` says them
+# a word is (key, code of the value, which of its words: 0 = the seller's); people pick words, `_Spoken` says them
 Word = tuple[str, int, int]
 
 
@@ -524,67 +514,75 @@ class _Intents:
 
 
 def _intents(settings: Bazaar, goods: _Goods, cold: np.ndarray, rng: np.random.Generator) -> _Intents:
-    """Draw intents from all that the catalogue can answer: each combination of values that 3 to 80 products share."""
-    candidates = []
-    for scope in ("type", "category"):
-        for extra in itertools.chain.from_iterable(
-            itertools.combinations((*VISUAL, *TEXTUAL), n) for n in EXTRA_CONSTRAINTS
-        ):
-            keys = [goods.keys.index(key) for key in (scope, *extra)]
-            value = np.ravel_multi_index(goods.codes[:, keys].T, [len(NAMES[goods.keys[key]]) for key in keys])
-            _, example, label, met = np.unique(value, return_index=True, return_inverse=True, return_counts=True)
-            warm = np.bincount(label, weights=~cold)  # a training click needs somewhere to go
-            good = (met >= RELEVANT[0]) & (met <= RELEVANT[1]) & (warm >= 2)
-            others = keys[1:]
-            without = np.full(len(met), settings.products)
-            if others:
-                value = np.ravel_multi_index(goods.codes[:, others].T, [len(NAMES[goods.keys[key]]) for key in others])
-                _, label, total = np.unique(value, return_inverse=True, return_counts=True)
-                without = total[label[example]]
-            for led in ("image", "title"):
-                part = good & (goods.image_led[example] == (led == "image"))
-                if not part.any():
-                    continue
-                wanted = np.full((part.sum(), len(goods.keys)), -1)
-                wanted[:, keys] = goods.codes[example[part]][:, keys]
-                near = np.exp(-0.5 * (np.log(met[part] / TYPICAL_RELEVANT) / 0.7) ** 2)
-                # how often shoppers ask for this family of attributes, shared out among its members
-                pick = {True: ASKS_VISUAL[led] / len(VISUAL), False: (1 - ASKS_VISUAL[led]) / len(TEXTUAL)}
-                family = (
-                    EXTRA_CONSTRAINTS[len(extra)]
-                    * math.factorial(len(extra))
-                    * math.prod(pick[key in VISUAL] for key in extra)
-                )
-                family *= BY_CATEGORY if scope == "category" else 1 - BY_CATEGORY
-                candidates.append((wanted, family * near / near.sum(), (met / without)[part] >= IMPLIED))
-    needed = math.ceil(settings.queries / STRINGS_PER_INTENT)
-    wanted, weight, implied = (
-        (np.concatenate(parts) for parts in zip(*candidates, strict=True)) if candidates else ([], [], [])
-    )
-    if len(weight) < needed or len(weight) < 12:
-        raise UserError(
-            f"bazaar: {settings.products} products can answer {len(weight)} different intents, but bazaar.queries = "
-            f"{settings.queries} needs {max(needed, 12)}; raise bazaar.products or lower bazaar.queries."
-        )
-    key = (
-        np.log(rng.random(len(weight))) / weight
-    )  # the largest are a weighted sample without replacement (Efraimidis, Spirakis)
-    ranked = np.argsort(-key)
-    wanted, implied = wanted[ranked], implied[ranked]
+    """Draw intents from all that the catalogue can answer, half for image-led and half for title-led goods.
+
+    Halves, so that neither kind rules the averages.
+    """
+    wanted, weight, implied, image_led = _answerable(goods, cold)
+    # a weighted order without replacement (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir")
+    order = np.argsort(-np.log(rng.random(len(weight))) / weight)
+    wanted, implied, image_led = wanted[order], implied[order], image_led[order]
     # words without the type can stand for one intent only: the first drawn
     bare = np.where(np.isin(goods.keys, ("type", "category")), -1, wanted)
-    only = np.zeros(len(wanted), bool)
-    only[np.flatnonzero(implied)[np.unique(bare[implied], axis=0, return_index=True)[1]]] = True
-    implied = only
-    # queries without a word for the type come from intents that can do without it: see to it that there are enough
-    quota = math.ceil(needed * min(1.0, settings.no_category / TERSE))
-    able, unable = np.flatnonzero(implied), np.flatnonzero(~implied)
-    chosen = np.arange(needed)
-    if implied[:needed].sum() < quota:
-        chosen = np.concatenate([able[:quota], unable])[:needed]
+    first = np.flatnonzero(implied)[np.unique(bare[implied], axis=0, return_index=True)[1]]
+    implied = np.isin(np.arange(len(implied)), first)
+
+    # queries without a word for the type need enough intents that can do without it, from either kind as it has them
+    needed = math.ceil(settings.queries / STRINGS_PER_INTENT)
+    terse = needed * min(1.0, settings.no_category / TERSE)
+    chosen = []
+    for kind, share in ((image_led, needed // 2), (~image_led, needed - needed // 2)):
+        drawn, able = np.flatnonzero(kind)[:share], np.flatnonzero(kind & implied)
+        least = min(share, math.ceil(terse * len(able) / max(implied.sum(), 1)))
+        if implied[drawn].sum() < least:
+            drawn = np.concatenate([able[:least], np.flatnonzero(kind & ~implied)])[:share]
+        chosen.append(drawn)
+    chosen = np.concatenate(chosen)
+    if len(chosen) < needed:
+        raise UserError(
+            f"bazaar: {settings.products} products can answer {len(chosen)} different intents, but bazaar.queries = "
+            f"{settings.queries} needs {needed}; raise bazaar.products or lower bazaar.queries."
+        )
     wanted, implied = wanted[chosen], implied[chosen]
     relevant = [np.flatnonzero(((row < 0) | (goods.codes == row)).all(axis=1)) for row in wanted]
     return _Intents(wanted, implied, relevant)
+
+
+def _answerable(goods: _Goods, cold: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All combinations of values that 3 to 80 products share: constraints int (n, attributes), how often shoppers want
+    them (n,), whether the other words imply the type or category, bool (n,), whether the goods are image-led (n,)."""
+
+    def combinations(keys: list[int]) -> np.ndarray:
+        """A number for each product's combination of values, int (N,)."""
+        if not keys:
+            return np.zeros(len(goods.codes), np.int64)
+        return np.ravel_multi_index(goods.codes[:, keys].T, [len(NAMES[goods.keys[key]]) for key in keys])
+
+    found = [(np.empty((0, len(goods.keys)), np.int64), np.empty(0), np.empty(0, bool), np.empty(0, bool))]
+    extras = itertools.chain.from_iterable(itertools.combinations((*VISUAL, *TEXTUAL), n) for n in EXTRA_CONSTRAINTS)
+    for scope, extra in itertools.product(("type", "category"), list(extras)):
+        others = [goods.keys.index(key) for key in extra]
+        keys = [goods.keys.index(scope), *others]
+        _, example, label, met = np.unique(
+            combinations(keys), return_index=True, return_inverse=True, return_counts=True
+        )
+        _, other, total = np.unique(combinations(others), return_inverse=True, return_counts=True)
+        warm = np.bincount(label, weights=~cold)  # a training click needs somewhere to go
+        good = (met >= RELEVANT[0]) & ((met <= RELEVANT[1]) | (scope == "type" and not extra)) & (warm >= 2)
+        for led in ("image", "title"):
+            part = good & (goods.image_led[example] == (led == "image"))
+            wanted = np.full((part.sum(), len(goods.keys)), -1)
+            wanted[:, keys] = goods.codes[example[part]][:, keys]
+            # how often shoppers ask for this family of attributes, shared out among its members by their size
+            pick = {True: ASKS_VISUAL[led] / len(VISUAL), False: (1 - ASKS_VISUAL[led]) / len(TEXTUAL)}
+            family = EXTRA_CONSTRAINTS[len(extra)] * math.factorial(len(extra))
+            family *= BY_CATEGORY if scope == "category" else 1 - BY_CATEGORY
+            for key in extra:
+                family *= pick[key in VISUAL]
+            near = np.exp(-0.5 * (np.log(met[part] / TYPICAL_RELEVANT) / 0.7) ** 2)
+            implied = (met / total[other[example]])[part] >= IMPLIED
+            found.append((wanted, family * near / max(near.sum(), 1e-12), implied, np.full(len(near), led == "image")))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -599,7 +597,7 @@ class _Queries:
 
 
 def _queries(settings: Bazaar, goods: _Goods, intents: _Intents, rng: np.random.Generator) -> _Queries:
-    """Ways of asking for each intent, no two alike; a bag of words belongs to one intent, so that no string crosses splits."""
+    """Ways of asking for each intent, no two alike. A bag of words belongs to one intent, so none crosses splits."""
     count = len(intents.wanted)
     synonyms = {key: [len(words) - 1 for words in table] for key, table in _Spoken("en").words.items()}
     # how each string is to be asked is settled before its words, so that rejected repetitions do not shift the shares
@@ -723,24 +721,32 @@ def _measure(
         meets = ((wanted < 0) | (wanted == goods.codes[rows[:, 1]][None])).all(axis=2)
         group = goods.first[rows[:, 1]]
         anchors.append((meets & (group[:, None] != group[None])).any(axis=1).mean())
-    by_led = truth.groupby("led")[["image_reliability", "title_reliability"]].mean()
     touched = np.isin(goods.first, goods.first[clicks[train, 1]])
+    asked = pd.DataFrame(intents.wanted[queries.intent] >= 0, columns=goods.keys)
+    image_led = goods.image_led[[rows[0] for rows in intents.relevant]][queries.intent]
+
+    def visual_share(rows: np.ndarray) -> float:
+        visual, textual = (asked.loc[rows, list(keys)].to_numpy().sum() for keys in (VISUAL, TEXTUAL))
+        return float(visual / max(visual + textual, 1))
+
     return {
-        "relevant_per_query": {"mean": float(relevant.mean()), "median": float(np.median(relevant)), "min": int(relevant.min()),
-                               "max": int(relevant.max())},
+        "relevant_per_query": {name: float(getattr(np, name)(relevant)) for name in ("mean", "median", "min", "max")},
         "intents": len(np.unique(queries.intent)),
         "words_per_query": float(np.mean([len(words) for words in queries.words])),
         "queries_without_category_word": float(queries.terse.mean()),
         "queries_with_synonym": float(queries.synonym.mean()),
+        "visual_constraints": {"image": visual_share(image_led), "title": visual_share(~image_led)},
         "titles_naming": {
-            key: float(np.mean([(key, int(code), 0) in words for words, code in zip(said, goods[key], strict=True) if words]))
+            key: float(
+                np.mean([(key, code, 0) in words for words, code in zip(said, goods[key].tolist(), strict=True)])
+            )
             for key in (*VISUAL, *TEXTUAL)
         },
         "words_per_title": float(np.mean([len(words) for words in titles if words])),
-        "image_kinds": truth["image_kind"].value_counts(normalize=True).round(4).to_dict(),
-        "title_kinds": truth["title_kind"].value_counts(normalize=True).round(4).to_dict(),
-        "reliability": by_led.round(4).to_dict("index"),
+        "image_kinds": truth["image_kind"].value_counts(normalize=True).to_dict(),
+        "title_kinds": truth["title_kind"].value_counts(normalize=True).to_dict(),
+        "reliability": truth.groupby("led")[["image_reliability", "title_reliability"]].mean().to_dict("index"),
         "anchors_with_false_negative": {"batch": batch, "share": float(np.mean(anchors))},
         "wrong_clicks": float(wrong.mean()),
         "products_without_training_click": float(1 - touched.mean()),
-    }  # fmt: skip
+    }

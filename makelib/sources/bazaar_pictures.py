@@ -1,7 +1,8 @@
 """The photographs of the generated world `bazaar`: small RGB renderings in NumPy, many at a time, and what spoils them.
 
 Each product type is drawn once, as a map of materials on a unit square. A photograph looks that map up through a camera
-(place, size, tilt) and a silhouette (a warp of the plane), and paints it by palette and texture. No world, words or files here.
+(place, size, tilt) and a silhouette (a warp of the plane), and paints it by palette and texture. Nothing here knows
+words, files or what is true of a product.
 """
 
 from __future__ import annotations
