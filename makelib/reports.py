@@ -174,15 +174,12 @@ class _Run:
             raise
         finally:
             notebook.seconds = round(time.monotonic() - started, 1)
-            if executed.is_file():
+            if _read_json(executed):
                 notebook.html = f"{notebook.name}.html"
                 to_html(executed, self.out / notebook.html, error=notebook.error)
-            ending = f"{label}  {notebook.status}  {_duration(notebook.seconds)}"
-            line.close(
-                f"{ending}  {notebook.error}  see {_shown(self.out / notebook.html)}"
-                if notebook.error and notebook.html
-                else ending
-            )
+            where = self.out / (notebook.html or f"notebooks/{notebook.name}.log")
+            why = f"  {notebook.error}  see {_shown(where)}" if notebook.error else ""
+            line.close(f"{label}  {notebook.status}  {_duration(notebook.seconds)}{why}")
 
     def _papermill(self, notebook: Notebook, executed: Path, line: _Line, label: str) -> str:
         """Run papermill as a child and show how far it is; returns the last line of the error, or ""."""
@@ -296,21 +293,14 @@ def _check_folder(out: Path) -> None:
 
 def _cells_done(executed: Path) -> str:
     """How many code cells have run, read from the notebook that papermill writes after each; "" while it is written."""
-    try:
-        cells = [
-            cell for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
-        ]
-    except (OSError, ValueError):
-        return ""
+    cells = [cell for cell in _read_json(executed).get("cells", ()) if cell["cell_type"] == "code"]
     done = sum(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in cells)
-    return f"{done}/{len(cells)} cells"
+    return f"{done}/{len(cells)} cells" if cells else ""
 
 
 def _notebook_error(executed: Path, cell_timeout: float) -> str:
     """Where and why an executed notebook failed, in one line; "" when it holds no error."""
-    if not executed.is_file():
-        return ""
-    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+    for cell in _read_json(executed).get("cells", ()):
         if cell["cell_type"] != "code":
             continue
         where = f"In [{cell.get('execution_count') or ' '}]"
@@ -372,9 +362,8 @@ def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     catalogue = dict.fromkeys(("name", "fingerprint", "products", "queries", "interactions", "generated_queries"))
     catalogue["name"] = run.parameters["catalog"]
-    with contextlib.suppress(OSError):
-        written = json.loads((run.out / "catalogue.json").read_text(encoding="utf-8"))
-        catalogue |= {key: value for key, value in written.items() if key in catalogue}
+    written = _read_json(run.out / "catalogue.json")
+    catalogue |= {key: value for key, value in written.items() if key in catalogue}
     results = []
     for file in sorted((run.out / "results").glob("*.json")):
         results += json.loads(file.read_text(encoding="utf-8"))
@@ -602,6 +591,14 @@ _EXTERNAL_STYLE = re.compile(r"""@import[^;]*;?|url\(\s*['"]?(?!data:|#)[^)]*\)"
 
 def _text(cell: dict[str, Any]) -> str:
     return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none, or where its writer is not done or was stopped."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _relative(path: Path, root: Path) -> str:

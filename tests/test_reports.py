@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,6 +202,29 @@ def test_an_interrupted_run_stops_its_kernel_and_writes_what_is_there(tmp_path, 
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [entry["status"] for entry in summary["notebooks"]] == ["failed", "skipped"]
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.notebooks
+def test_a_notebook_that_never_started_says_why_and_where(tmp_path, monkeypatch, capsys):
+    source = toy(tmp_path / "notebooks", "01_data", "pass")
+    checked = reports._plan
+
+    def plan(folder):  # somebody breaks the file after it was checked
+        found = checked(folder)
+        source.write_text("{")
+        return found
+
+    monkeypatch.setattr(reports, "_plan", plan)
+    assert reports.reproduce("smoke", "bazaar", 0, tmp_path / "out", {}, tmp_path / "notebooks") == 1
+    assert re.search(r"01_data  failed .*NotJSONError.*01_data\.log", capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["notebooks"][0]["html"] is None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"cells": [{'])
+def test_a_notebook_that_is_being_written_is_no_error(tmp_path, text):
+    (tmp_path / "half.ipynb").write_text(text)
+    assert reports._cells_done(tmp_path / "half.ipynb") == ""
+    assert reports._notebook_error(tmp_path / "half.ipynb", 10) == ""
 
 
 # -- refused before anything is written -------------------------------------------------------------------------------
