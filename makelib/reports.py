@@ -49,6 +49,12 @@ CELL_HOURS = {"smoke": 1, "quick": 3, "full": 48}
 LOG_EVERY = 15.0
 #: metrics that the index page shows, as many of them as the results hold
 HEADLINE = ("Rel@10", "HitRate@100", "Recall@100", "nDCG@10")
+#: what the index page calls the studies, in its order; others follow under their own name
+STUDIES = {
+    "modal_adaptation": "Modal Adaptation",
+    "keyword_enhancement": "Keyword Enhancement",
+    "make": "The whole against its parts",
+}
 #: the two figures of the paper's abstract; whether points or per cent is not stated there
 PAPER = "MAKE's abstract reports relevance +1.88 % and recall hit rate +4.59 % for Modal Adaptation"
 
@@ -399,6 +405,7 @@ def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook
         style=(TEMPLATES / "report" / "report.css").read_text(encoding="utf-8"),
         paper=PAPER,
         studies=headline(summary["results"]),
+        titles=STUDIES,
         notebooks=[notebooks[entry["name"]] for entry in summary["notebooks"]],
         figures=[
             (file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode())
@@ -438,7 +445,8 @@ def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "further": [row for row in compared if row.get("p_value_holm") is None],
             }
         )
-    return studies
+    order = list(STUDIES)
+    return sorted(studies, key=lambda one: order.index(one["study"]) if one["study"] in order else len(order))
 
 
 def _changed(base: dict[str, Any], tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -401,6 +401,12 @@ def test_headline_takes_all_queries_and_puts_planned_comparisons_first():
     assert reports.headline([]) == []
 
 
+def test_studies_stand_in_reading_order():
+    names = ["other", "make", "modal_adaptation"]
+    studies = reports.headline([row("title") | {"study": name} for name in names])
+    assert [study["study"] for study in studies] == ["modal_adaptation", "make", "other"]
+
+
 def test_headline_falls_back_to_the_metrics_that_there_are():
     assert reports.headline([row("mean", metric=f"M{n}") for n in range(6)])[0]["metrics"] == ["M0", "M1", "M2", "M3"]
 
