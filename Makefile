@@ -49,5 +49,5 @@ bench: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify \
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id \
 	  --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" $(NOTEBOOKS))
