@@ -29,10 +29,22 @@ from makelib.retriever import Retriever
 from makelib.runtime import UserError, atomic_file, fingerprint, progress, set_threads
 from makelib.settings import FUSIONS, Settings, from_dict, preset, to_dict, write_yaml
 from makelib.sources import open_catalog
-from makelib.training import train
+from makelib.training import train, warm_up_images
 
 #: the modules that decide what an arm's numbers are; a change of figures or of the explorer does not train anything again
-CODE = ("catalog", "text", "keywords", "encoders", "fusion", "model", "losses", "training", "index", "retriever", "evaluation")
+CODE = (
+    "catalog",
+    "text",
+    "keywords",
+    "encoders",
+    "fusion",
+    "model",
+    "losses",
+    "training",
+    "index",
+    "retriever",
+    "evaluation",
+)
 
 #: study -> variant -> what it changes in the settings. Modal Adaptation is compared without Keyword Enhancement, and
 #: Keyword Enhancement on top of full Modal Adaptation, so `none` and `adaptive` are the same arm.
@@ -64,7 +76,7 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
         ("enrichment", "none"), ("false_negatives", "none"), ("both", "none"), ("oracle", "none"), ("unique_queries", "none"),
         ("tfidf", "enrichment"),
     ],
-    "make": [("full", "title"), ("adaptive", "title"), ("full", "adaptive")],
+    "make": [("full", "title"), ("full", "adaptive"), ("full", "bm25"), ("adaptive", "title"), ("title", "bm25")],
 }  # fmt: skip
 
 #: METHOD's planned comparisons, for which p values are adjusted by Holm: study, variant, reference
@@ -151,7 +163,10 @@ class Experiment:
         """The variants of a study that the settings ask for, in the order of the table."""
         if study not in STUDIES:
             raise UserError(f"Unknown study {study!r}. Choose one of: {', '.join(STUDIES)}.")
-        asked = {"modal_adaptation": self.settings.ablation.fusions, "keyword_enhancement": self.settings.ablation.keywords}
+        asked = {
+            "modal_adaptation": self.settings.ablation.fusions,
+            "keyword_enhancement": self.settings.ablation.keywords,
+        }
         chosen = asked.get(study, tuple(STUDIES[study]))
         for variant in chosen:
             if variant not in STUDIES[study]:
@@ -161,9 +176,14 @@ class Experiment:
     def arm(self, study: str, variant: str, seed: int) -> Arm:
         """The arm, done or not."""
         if variant not in STUDIES.get(study, {}):
-            raise UserError(f"Unknown variant {variant!r} of {study}. Choose among: {', '.join(STUDIES.get(study, {}))}.")
+            raise UserError(
+                f"Unknown variant {variant!r} of {study}. Choose among: {', '.join(STUDIES.get(study, {}))}."
+            )
         settings = self.settings.replace(**STUDIES[study][variant])
-        parts = {name: to_dict(settings)[name] for name in ("text", "model", "keywords", "objectives", "training", "index", "evaluation")}
+        parts = {
+            name: to_dict(settings)[name]
+            for name in ("text", "model", "keywords", "objectives", "training", "index", "evaluation")
+        }
         key = fingerprint(parts, self.catalog.fingerprint, seed, code_version())
         return Arm(study, variant, seed, settings, self.run / "models" / key)
 
@@ -188,11 +208,19 @@ class Experiment:
         bar = progress(description=f"{len(todo)} arms, {workers} at a time", total=steps, unit="step")
         failures: dict[str, str] = {}
         context = multiprocessing.get_context("spawn")
-        # pixels are laid out once, before workers read them
-        self.catalog.images(self.settings.model.image_size)
-        with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(threads,)) as pool:
+        # what all arms share is made once, before workers read it
+        for settings in {arm.settings.model: arm.settings for arm in todo}.values():
+            self.catalog.images(settings.model.image_size)
+            if settings.model.fusion != "title" and settings.training.image_warmup:
+                self.status("teaching the image encoder to see, once for all arms")
+                warm_up_images(self.catalog, settings)
+        with concurrent.futures.ProcessPoolExecutor(
+            workers, context, initializer=_start_worker, initargs=(threads,)
+        ) as pool:
             futures = {
-                pool.submit(run_arm, arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder)): arm
+                pool.submit(
+                    run_arm, arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder)
+                ): arm
                 for arm in todo
             }
             pending, began = set(futures), time.time()
@@ -204,8 +232,14 @@ class Experiment:
                 taken = {arm.label: _steps_of(arm.folder) for arm in todo}
                 bar.update(sum(taken.values()) - bar.n)
                 done = len(todo) - len(pending)
-                running = ", ".join(f"{arm.label} {taken[arm.label]}" for arm in todo if not arm.done and taken[arm.label])
-                self.status(f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})" if running else f"{done}/{len(todo)} arms trained")
+                running = ", ".join(
+                    f"{arm.label} {taken[arm.label]}" for arm in todo if not arm.done and taken[arm.label]
+                )
+                self.status(
+                    f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})"
+                    if running
+                    else f"{done}/{len(todo)} arms trained"
+                )
         bar.close()
         if failures:
             lines = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
@@ -244,15 +278,37 @@ class Experiment:
 
     def study(self, study: str, variants: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Run a study: train what is missing, judge, compare; result rows as in `summary.json`, also written to
-        `<run>/results/<study>.json`."""
+        `<run>/results/<study>.json`. The study `make` has BM25 on titles beside the trained arms."""
         self.train(self.arms(study, variants))
         scores = self.per_query(study, variants)
+        if study == "make":
+            scores["bm25"] = dict.fromkeys(self.settings.seeds, self._bm25())
         references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
         rows = evaluation.result_rows(study, scores, references, self.segments, self.settings.evaluation)
-        evaluation.adjust(rows, [pair for pair in PLANNED if pair[0] == study and set(pair[1:]) <= set(scores)])
-        with atomic_file(self.run / "results" / f"{study}.json") as draft:
-            draft.write_text(json.dumps(rows, allow_nan=True), encoding="utf-8")
+        self._write(study, rows)
         return rows
+
+    def adjust(self) -> list[dict[str, Any]]:
+        """All result rows of the run, with the p values of METHOD's planned comparisons adjusted together (Holm)."""
+        studies = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((self.run / "results").glob("*.json"))
+        }
+        rows = [row for study in studies.values() for row in study]
+        there = {(row["study"], row["variant"], row["reference"]) for row in rows}
+        evaluation.adjust(rows, [pair for pair in PLANNED if pair in there])
+        for study, of_study in studies.items():
+            self._write(study, of_study)
+        return rows
+
+    def _write(self, study: str, rows: list[dict[str, Any]]) -> None:
+        with atomic_file(self.run / "results" / f"{study}.json") as draft:
+            draft.write_text(json.dumps(rows), encoding="utf-8")
+
+    def _bm25(self) -> pd.DataFrame:
+        depth = min(max(*self.settings.evaluation.cutoffs, 10), len(self.catalog))
+        found, _ = evaluation.bm25_run(self.catalog, self.test_rows, depth)
+        return evaluation.evaluate(self.catalog, self.test_rows, found, self.settings.evaluation)
 
     def curves(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
         """Training curves of all done arms of a study, with columns `variant` and `seed`."""
@@ -265,7 +321,11 @@ class Experiment:
 
     def costs(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
         """Parameters, training seconds and triples per second per variant, mean over seeds."""
-        notes = [{**json.loads((arm.folder / "arm.json").read_text()), "variant": arm.variant} for arm in self.arms(study, variants) if arm.done]
+        notes = [
+            {**json.loads((arm.folder / "arm.json").read_text()), "variant": arm.variant}
+            for arm in self.arms(study, variants)
+            if arm.done
+        ]
         table = pd.DataFrame(notes)[["variant", "parameters", "megaflops_per_product", "seconds"]]
         return table.groupby("variant", sort=False).mean()
 
@@ -314,7 +374,11 @@ def product_flops(model) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     L, size = model.config.title_tokens, model.config.image_size
-    inputs = (torch.zeros(1, L, dtype=torch.long), torch.ones(1, L, dtype=torch.long), torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    inputs = (
+        torch.zeros(1, L, dtype=torch.long),
+        torch.ones(1, L, dtype=torch.long),
+        torch.zeros(1, size, size, 3, dtype=torch.uint8),
+    )
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device))
@@ -342,7 +406,9 @@ def find_model(run: Path | str, variant: str | None = None) -> Path:
             raise UserError(f"{folder} has no trained variant {variant!r}; it has {', '.join(known)}.")
         if arms:
             return arms[0]
-    raise UserError(f"There is no trained model under {run} or reports/{run}. Make one with `make reproduce` or `python -m makelib train`.")
+    raise UserError(
+        f"There is no trained model under {run} or reports/{run}. Make one with `make reproduce` or `python -m makelib train`."
+    )
 
 
 @functools.cache

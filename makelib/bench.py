@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from makelib import evaluation
+from makelib import settings as settings_module
 from makelib.index import ProductIndex
 from makelib.retriever import Retriever
-from makelib.runtime import peak_memory_bytes, set_threads
+from makelib.runtime import peak_memory_bytes, progress, set_threads
 from makelib.settings import Settings
 from makelib.sources import bazaar
 from makelib.training import train
@@ -64,3 +67,62 @@ def bench(settings: Settings) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["stage", "seconds", "count", "unit", "per_second"])
     table.attrs["legend"] = f"{threads} threads; largest resident memory {peak_memory_bytes() / 2**30:.2f} GiB"
     return table
+
+
+def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k: int = 10) -> pd.DataFrame:
+    """Exact and approximate search as a catalogue grows: `index, products, milliseconds` (median of single queries on one
+    thread), `recall` (of the exact first k), `megabytes`, `build seconds`.
+
+    Larger catalogues are the trained model's own vectors, copied with a little noise, so that the cloud keeps its shape.
+    """
+    vectors, random, rows = retriever.vectors.embedding, np.random.default_rng(0), []
+    texts = retriever.catalog.queries["query"].iloc[:queries].tolist()
+    asked = retriever.model.encode_queries(texts)
+    threads = set_threads(1)
+    try:
+        for size in progress(sizes, description="sizes", unit="size"):
+            grown = np.resize(vectors, (size, vectors.shape[1])).copy()
+            grown[len(vectors) :] += random.normal(0, 0.3 / np.sqrt(vectors.shape[1]), grown[len(vectors) :].shape)
+            grown /= np.linalg.norm(grown, axis=1, keepdims=True)
+            exact = None
+            for kind in ("exact", "hnsw", "ivf"):
+                lists = int(4 * np.sqrt(size))
+                began = time.perf_counter()
+                index = ProductIndex.build(
+                    grown.astype(np.float32),
+                    [str(row) for row in range(size)],
+                    settings_module.Index(kind=kind, ivf_lists=lists, ivf_probes=max(1, lists // 16)),
+                    model_fingerprint="bench",
+                    catalogue_fingerprint="bench",
+                )
+                built, seconds = time.perf_counter() - began, []
+                found = np.empty((len(asked), k), dtype=np.int64)
+                for row, query in enumerate(asked):
+                    began = time.perf_counter()
+                    found[row] = index.search(query[None], k)[0]
+                    seconds.append(time.perf_counter() - began)
+                exact = found if exact is None else exact
+                recall = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, exact, strict=True)])
+                rows.append((kind, size, 1000 * np.median(seconds), recall, index.nbytes / 1e6, built))
+    finally:
+        set_threads()
+    return pd.DataFrame(rows, columns=["index", "products", "milliseconds", "recall", "megabytes", "build seconds"])
+
+
+def quality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
+    """Mean scores on test queries with each kind of index, over the retriever's own catalogue."""
+    catalog, depth = retriever.catalog, min(max(settings.evaluation.cutoffs), len(retriever.catalog))
+    asked = retriever.model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
+    rows = {}
+    for kind in ("exact", "hnsw", "ivf"):
+        index = ProductIndex.build(
+            retriever.vectors.embedding,
+            catalog.products["product_id"],
+            dataclasses.replace(settings.index, kind=kind),
+            model_fingerprint=retriever.model.fingerprint(),
+            catalogue_fingerprint=catalog.fingerprint,
+        )
+        found, _ = index.search(asked, depth)
+        scores = evaluation.evaluate(catalog, query_rows, found, settings.evaluation)
+        rows[kind] = scores[["Rel@10", "Recall@100", "HitRate@100", "nDCG@10"]].mean()
+    return pd.DataFrame(rows).T.rename_axis("index")

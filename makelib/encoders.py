@@ -39,13 +39,20 @@ class TextEncoder(nn.Module):
     def __init__(self, config: PretrainedConfig, width: int) -> None:
         super().__init__()
         self.backbone = AutoModel.from_config(config)
+        # Words further apart than positions: with BERT's own 0.02 for both, two equal words at different places look as unlike
+        # as two different words, and learning to match them costs the first hundred steps. Pretrained weights overwrite this.
+        nn.init.normal_(self.backbone.get_input_embeddings().weight, std=0.1)
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # tokens are pooled by their mean [team: better than the first token]
         self.project = nn.Linear(config.hidden_size, width) if config.hidden_size != width else nn.Identity()
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token states (B, L, D) of ids int64 (B, L), mask (B, L) with 1 at real tokens, segments (B, L) in {0, 1}."""
-        known = {} if segments is None or getattr(self.backbone.config, "type_vocab_size", 0) < 2 else {"token_type_ids": segments}
+        known = (
+            {}
+            if segments is None or getattr(self.backbone.config, "type_vocab_size", 0) < 2
+            else {"token_type_ids": segments}
+        )
         return self.project(self.backbone(input_ids=ids, attention_mask=mask, **known).last_hidden_state)
 
 
@@ -62,9 +69,9 @@ class ImageEncoder(nn.Module):
 
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(self, backbone: str, *, image_size: int, level: int, width: int) -> None:
+    def __init__(self, backbone: str, *, image_size: int, level: int, width: int, pretrained: bool = False) -> None:
         super().__init__()
-        self.backbone = timm.create_model(backbone, pretrained=False, features_only=True, out_indices=(level,))
+        self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(level,))
         self.backbone.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(self.MEAN).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.STD).view(1, 3, 1, 1) * 255)

@@ -86,7 +86,9 @@ class CrossAttentionBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.scale = nn.Parameter(torch.zeros(width))
 
     def forward(self, states: Tensor, other: Tensor, other_mask: Tensor | None, weight: Tensor) -> Tensor:
@@ -102,13 +104,17 @@ class StreamFusion(nn.Module):
     With `cross=None` the streams are the unimodal summaries; with cross attention they have seen each other.
     """
 
-    def __init__(self, weigh: nn.Module, project_title: nn.Module, project_image: nn.Module, cross: nn.ModuleList | None) -> None:
+    def __init__(
+        self, weigh: nn.Module, project_title: nn.Module, project_image: nn.Module, cross: nn.ModuleList | None
+    ) -> None:
         super().__init__()
         self.weigh, self.cross = weigh, cross
         # the projections belong to the model, which uses them for the unimodal summaries too
         self._project = (project_title, project_image)
 
-    def forward(self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor) -> Product:
+    def forward(
+        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor
+    ) -> Product:
         weights = self.weigh(u_t, u_v, present)  # (B, 2)
         if self.cross is None:
             streams = torch.stack([u_t, u_v], dim=1)  # (B, 2, d)
@@ -137,7 +143,9 @@ class JointFusion(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.project = nn.Linear(width, dim)
 
-    def forward(self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor) -> Product:
+    def forward(
+        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor
+    ) -> Product:
         B, L, P = len(H_t), H_t.shape[1], H_v.shape[1]
         states = torch.cat([self.cls.expand(B, 1, -1), H_t + self.modality[0], H_v + self.modality[1]], dim=1)
         mask = torch.cat(

@@ -108,7 +108,11 @@ class KeywordTable:
 
     def words(self, product: int) -> list[tuple[str, float]]:
         """Keywords of one product with their weights, heaviest first."""
-        return [(self.vocabulary[i], float(w)) for i, w in zip(self.ids[product], self.weights[product], strict=True) if i >= 0]
+        return [
+            (self.vocabulary[i], float(w))
+            for i, w in zip(self.ids[product], self.weights[product], strict=True)
+            if i >= 0
+        ]
 
 
 def enrich(

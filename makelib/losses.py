@@ -137,7 +137,9 @@ def objectives(
     if "q_plus" in features:
         target = p.detach() if keywords.detach_product else p
         if weights.keyword_enhanced:
-            terms["keyword_enhanced"] = contrast(features["q_plus"], target, scale, positives, negatives, log_popularity=popularity)
+            terms["keyword_enhanced"] = contrast(
+                features["q_plus"], target, scale, positives, negatives, log_popularity=popularity
+            )
         if weights.distillation:
             terms["distillation"] = distillation(
                 scale * features["q_plus"] @ p.T, scale * q @ p.T, positives | negatives

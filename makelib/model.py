@@ -28,7 +28,6 @@ from makelib.runtime import UserError, fingerprint, progress
 from makelib.settings import FUSIONS, Model, Objectives, Text
 from makelib.text import encode
 
-
 transformers_logging.disable_progress_bar()  # a model of this size loads in milliseconds
 
 
@@ -56,7 +55,10 @@ class MakeConfig(PretrainedConfig):
     ) -> None:
         self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
         self.gate_temperature = gate_temperature
-        self.text = text or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
+        self.text = (
+            text
+            or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
+        )
         self.image_backbone, self.image_size, self.image_level = image_backbone, image_size, image_level
         self.query_tokens, self.title_tokens = query_tokens, title_tokens
         #: objectives that need a head of their own: title_image_matching, query_product_matching, masked_language
@@ -139,6 +141,10 @@ class MakeModel(PreTrainedModel):
         if not self.sees_title:
             del self.title_encoder, self.title_project
         else:
+            # the title side starts as a copy of the query side, as two copies of one pretrained encoder would: equal words
+            # match from the first step
+            self.title_encoder.load_state_dict(self.query_encoder.state_dict())
+            self.title_project.load_state_dict(self.query_project.state_dict())
             self.title_encoder.backbone.set_input_embeddings(self.query_encoder.backbone.get_input_embeddings())
             self._tied_weights_keys = self._shared_words()
         self.tokenizer = tokenizer
@@ -163,7 +169,9 @@ class MakeModel(PreTrainedModel):
         """`H_q` (B, L, D)."""
         return self.query_encoder(ids, mask, segments)
 
-    def query(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None, *, states: Tensor | None = None) -> Tensor:
+    def query(
+        self, ids: Tensor, mask: Tensor, segments: Tensor | None = None, *, states: Tensor | None = None
+    ) -> Tensor:
         """Query embedding `q` (B, d), unit length."""
         states = self.query_states(ids, mask, segments) if states is None else states
         return F.normalize(self.query_project(mean_pool(states, mask)), dim=-1)
@@ -248,7 +256,12 @@ class MakeModel(PreTrainedModel):
         tokens = encode(self._needs_tokenizer(), list(queries), self.config.query_tokens)
         with _evaluating(self):
             batches = [
-                self.query(*(torch.from_numpy(tokens[name][start : start + batch_size]).to(self.device) for name in ("ids", "mask")))
+                self.query(
+                    *(
+                        torch.from_numpy(tokens[name][start : start + batch_size]).to(self.device)
+                        for name in ("ids", "mask")
+                    )
+                )
                 for start in range(0, len(queries), batch_size)
             ]
         return torch.cat(batches).float().cpu().numpy() if batches else np.zeros((0, self.config.dim), np.float32)
@@ -282,12 +295,16 @@ class MakeModel(PreTrainedModel):
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
         if not outputs:
             d = self.config.dim
-            return ProductVectors(np.zeros((0, d), np.float32), np.zeros((0, 2), np.float32), np.zeros((0, 2, d), np.float32))
+            return ProductVectors(
+                np.zeros((0, d), np.float32), np.zeros((0, 2), np.float32), np.zeros((0, 2, d), np.float32)
+            )
         return ProductVectors(*(np.concatenate(column) for column in zip(*outputs, strict=True)))
 
     def _needs_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            raise UserError("This model has no tokenizer; set `model.tokenizer`, or load a folder that `save_pretrained` wrote.")
+            raise UserError(
+                "This model has no tokenizer; set `model.tokenizer`, or load a folder that `save_pretrained` wrote."
+            )
         return self.tokenizer
 
     # -- to and from a folder -------------------------------------------------------------------------------------
@@ -306,7 +323,9 @@ class MakeModel(PreTrainedModel):
             model.tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{folder} holds no makelib model ({reason}). Train one with `python -m makelib train`.") from error
+            raise UserError(
+                f"{folder} holds no makelib model ({reason}). Train one with `python -m makelib train`."
+            ) from error
         return model
 
     @classmethod

@@ -64,7 +64,9 @@ def gallery(
     return figure
 
 
-def hits(searches: Mapping[str, pd.DataFrame], images: np.ndarray, has_image: np.ndarray, title: str = "", marks=None) -> Figure:
+def hits(
+    searches: Mapping[str, pd.DataFrame], images: np.ndarray, has_image: np.ndarray, title: str = "", marks=None
+) -> Figure:
     """One row of images per search (name to table of hits), best first; `marks` maps (name, row) to a bool: green or red frame."""
     columns = max(len(table) for table in searches.values())
     figure, grid = plt.subplots(len(searches), columns, figsize=(columns * 1.1, len(searches) * 1.35), squeeze=False)
@@ -83,7 +85,9 @@ def hits(searches: Mapping[str, pd.DataFrame], images: np.ndarray, has_image: np
     return figure
 
 
-def counts(values: Mapping[str, float] | pd.Series, title: str, xlabel: str, ax: Axes | None = None, percent: bool = False) -> Axes:
+def counts(
+    values: Mapping[str, float] | pd.Series, title: str, xlabel: str, ax: Axes | None = None, percent: bool = False
+) -> Axes:
     """Horizontal bars, name to number."""
     values = pd.Series(values)
     ax = _axes(ax, figsize=(7.2, 0.9 + 0.28 * len(values)))
@@ -94,7 +98,9 @@ def counts(values: Mapping[str, float] | pd.Series, title: str, xlabel: str, ax:
     return ax
 
 
-def histogram(values: np.ndarray, title: str, xlabel: str, ylabel: str = "count", ax: Axes | None = None, **options: Any) -> Axes:
+def histogram(
+    values: np.ndarray, title: str, xlabel: str, ylabel: str = "count", ax: Axes | None = None, **options: Any
+) -> Axes:
     """How often each value occurs, with the median marked."""
     ax = _axes(ax)
     values = np.asarray(values, dtype=float)
@@ -116,7 +122,46 @@ def popularity(clicks: Mapping[str, np.ndarray], title: str = "Popularity is Zip
     return ax
 
 
-def curves(table: pd.DataFrame, column: str, title: str, by: str | None = None, smooth: int = 9, ylabel: str = "", ax: Axes | None = None) -> Axes:
+def masks(masks: Any, title: str, ax: Axes | None = None) -> Axes:
+    """Which product (column) is what to which query (row) of a batch: right, left out, or wrong."""
+    ax = _axes(ax, figsize=(4.2, 3.8))
+    kinds = np.where(masks.positives, 0, np.where(masks.negatives, 2, 1))
+    colours = mpl.colors.ListedColormap(["#0072B2", "#ffffff", "#ececec"])
+    ax.imshow(kinds, cmap=colours, vmin=0, vmax=2, interpolation="nearest")
+    names = ("right answer", "left out", "wrong answer")
+    ax.legend(
+        handles=[mpl.patches.Patch(facecolor=colours(i), edgecolor="#999999", label=name) for i, name in enumerate(names)],
+        loc="center left", bbox_to_anchor=(1, 0.5),
+    )  # fmt: skip
+    ax.set(title=title, xlabel="product", ylabel="query")
+    ax.grid(False)
+    return ax
+
+
+def reliabilities(
+    truth: pd.DataFrame, title: str = "What can be trusted differs by product", ax: Axes | None = None
+) -> Axes:
+    """True reliability of image and title of every product that has both, coloured by who leads the category."""
+    ax = _axes(ax, figsize=(5.2, 4))
+    shown = truth[(truth["image_kind"] != "missing") & (truth["title_kind"] != "missing")]
+    random = np.random.default_rng(0)
+    for led, group in shown.groupby("led"):
+        x, y = (group[f"{side}_reliability"] + random.normal(0, 0.012, len(group)) for side in ("title", "image"))
+        ax.scatter(x, y, s=5, alpha=0.35, color=LED[led], label=f"{led}-led category", linewidths=0)
+    ax.set(title=title, xlabel="true reliability of the title", ylabel="true reliability of the image")
+    ax.legend(markerscale=4)
+    return ax
+
+
+def curves(
+    table: pd.DataFrame,
+    column: str,
+    title: str,
+    by: str | None = None,
+    smooth: int = 9,
+    ylabel: str = "",
+    ax: Axes | None = None,
+) -> Axes:
     """A column of the training curves against the step; with `by`, one line per value of that column (mean over seeds)."""
     ax = _axes(ax)
     table = table[table["stage"] == table["stage"].iloc[0]].dropna(subset=[column])
@@ -131,13 +176,21 @@ def curves(table: pd.DataFrame, column: str, title: str, by: str | None = None, 
     return ax
 
 
-def losses(table: pd.DataFrame, names: Sequence[str], title: str = "Training objectives", ax: Axes | None = None, prior: float | None = None) -> Axes:
+def losses(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    title: str = "Training objectives",
+    ax: Axes | None = None,
+    prior: float | None = None,
+) -> Axes:
     """The named objectives (not weighted) against the step; `prior` marks the loss of a model that has learned nothing."""
     ax = _axes(ax)
     table = table[(table["stage"] == "pretrain") & (table["step"] > 0)]
     for name in names:
         if name in table and table[name].notna().any():
-            ax.plot(table["step"], table[name].rolling(9, min_periods=1, center=True).mean(), label=name.replace("_", " "))
+            ax.plot(
+                table["step"], table[name].rolling(9, min_periods=1, center=True).mean(), label=name.replace("_", " ")
+            )
     if prior is not None:
         ax.axhline(prior, color="#999999", linestyle=":", label="learned nothing")
     ax.set(title=title, xlabel="step", ylabel="loss (nats)", ylim=(0, None))
@@ -145,7 +198,9 @@ def losses(table: pd.DataFrame, names: Sequence[str], title: str = "Training obj
     return ax
 
 
-def forest(rows: Sequence[dict[str, Any]], metric: str, title: str, segment: str = "all", ax: Axes | None = None) -> Axes:
+def forest(
+    rows: Sequence[dict[str, Any]], metric: str, title: str, segment: str = "all", ax: Axes | None = None
+) -> Axes:
     """One line per variant: mean over seeds (dot), 95 % interval (bar), each seed (small tick); higher is better."""
     table = {row["variant"]: row for row in rows if row["metric"] == metric and row["segment"] == segment}
     ax = _axes(ax, figsize=(7.2, 1.0 + 0.36 * len(table)))
@@ -155,7 +210,9 @@ def forest(rows: Sequence[dict[str, Any]], metric: str, title: str, segment: str
         ax.plot([lo, hi], [place, place], color=colour, linewidth=3, solid_capstyle="round")
         ax.plot(row["per_seed"], [place] * len(row["per_seed"]), "|", color="black", markersize=8, alpha=0.6)
         ax.plot(row["mean"], place, "o", color=colour, markersize=8, markeredgecolor="white")
-        ax.annotate(f"{100 * row['mean']:.1f}", (hi, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.annotate(
+            f"{100 * row['mean']:.1f}", (hi, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
+        )
     ax.set_yticks(range(len(table)), [name.replace("_", " ") for name in reversed(table)])
     ax.set(title=title, xlabel=f"{metric} on unseen queries")
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -163,7 +220,14 @@ def forest(rows: Sequence[dict[str, Any]], metric: str, title: str, segment: str
     return ax
 
 
-def differences(rows: Sequence[dict[str, Any]], metric: str, title: str, segment: str = "all", ax: Axes | None = None, paper: float | None = None) -> Axes:
+def differences(
+    rows: Sequence[dict[str, Any]],
+    metric: str,
+    title: str,
+    segment: str = "all",
+    ax: Axes | None = None,
+    paper: float | None = None,
+) -> Axes:
     """Paired differences in points with their 95 % intervals; filled where the adjusted or raw p is below .05, hollow where not."""
     chosen = [row for row in rows if row["metric"] == metric and row["segment"] == segment and row.get("reference")]
     ax = _axes(ax, figsize=(7.2, 1.1 + 0.36 * len(chosen)))
@@ -172,22 +236,42 @@ def differences(rows: Sequence[dict[str, Any]], metric: str, title: str, segment
         colour = COLOURS.get(row["variant"], "#444444")
         lo, hi = (100 * value for value in row["difference_interval"])
         ax.plot([lo, hi], [place, place], color=colour, linewidth=3, solid_capstyle="round")
-        ax.plot(100 * row["difference"], place, "o", markersize=8, color=colour, markerfacecolor=colour if p < 0.05 else "white")
+        ax.plot(
+            100 * row["difference"],
+            place,
+            "o",
+            markersize=8,
+            color=colour,
+            markerfacecolor=colour if p < 0.05 else "white",
+        )
         ax.annotate(
             f"{100 * row['difference']:+.1f}   p {_p(p)}", (hi, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8.5
         )  # fmt: skip
     ax.axvline(0, color="#444444", linewidth=1)
     if paper is not None:
-        ax.axvline(100 * paper, color="#D55E00", linestyle=":", linewidth=1.4, label=f"paper's figure, other data (+{100 * paper:.2f})")
+        ax.axvline(
+            100 * paper,
+            color="#D55E00",
+            linestyle=":",
+            linewidth=1.4,
+            label=f"paper's figure, other data (+{100 * paper:.2f})",
+        )
         ax.legend(loc="lower right", fontsize=8)
-    ax.set_yticks(range(len(chosen)), [f"{r['variant']} − {r['reference']}".replace("_", " ") for r in reversed(chosen)])
+    ax.set_yticks(
+        range(len(chosen)), [f"{r['variant']} − {r['reference']}".replace("_", " ") for r in reversed(chosen)]
+    )
     ax.set(title=title, xlabel=f"difference in {metric}, points")
     ax.margins(x=0.3)
     return ax
 
 
 def segment_differences(
-    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], metric: str, title: str, segments: Sequence[str] | None = None, ax: Axes | None = None
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[tuple[str, str]],
+    metric: str,
+    title: str,
+    segments: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """The paired difference per segment of queries, one colour per (variant, reference) pair, with intervals and query counts."""
     chosen = [r for r in rows if r["metric"] == metric and (r["variant"], r.get("reference")) in set(pairs)]
@@ -229,7 +313,12 @@ def weights_by_category(weights: pd.DataFrame, title: str = "Image weight by cat
     ax.set_yticks(range(1, len(order) + 1), order)
     ax.set(title=title, xlabel="weight of the image (1 − weight of the title)", xlim=(0, 1))
     if "led" in both:
-        ax.legend(handles=[mpl.patches.Patch(color=LED[k], alpha=0.75, label=f"{k}-led category") for k in ("image", "title")], loc="lower right")
+        ax.legend(
+            handles=[
+                mpl.patches.Patch(color=LED[k], alpha=0.75, label=f"{k}-led category") for k in ("image", "title")
+            ],
+            loc="lower right",
+        )
     return ax
 
 
@@ -242,9 +331,15 @@ def weights_by_reliability(weights: pd.DataFrame, title: str, bins: int = 6, ax:
     for led, group in both.groupby("led"):
         cut = pd.qcut(group["advantage"].rank(method="first"), bins, labels=False)
         means = group.groupby(cut).agg(x=("advantage", "mean"), y=("centred", "mean"), s=("centred", "sem"))
-        ax.errorbar(means["x"], means["y"], yerr=1.96 * means["s"], marker="o", color=LED[led], label=f"{led}-led", capsize=2)
+        ax.errorbar(
+            means["x"], means["y"], yerr=1.96 * means["s"], marker="o", color=LED[led], label=f"{led}-led", capsize=2
+        )
     ax.axhline(0, color="#444444", linewidth=1)
-    ax.set(title=title, xlabel="true reliability of the image minus that of the title", ylabel="image weight − category mean")
+    ax.set(
+        title=title,
+        xlabel="true reliability of the image minus that of the title",
+        ylabel="image weight − category mean",
+    )
     ax.legend()
     return ax
 
@@ -255,14 +350,28 @@ def response(table: pd.DataFrame, x: str, title: str, xlabel: str, by: str = "le
     for number, (name, group) in enumerate(table.groupby(by)):
         means = group.groupby(x)["weight_image"].agg(["mean", "sem"])
         colour = LED.get(name, f"C{number}")
-        ax.plot(means.index, means["mean"], marker="o", color=colour, label=f"{name}-led" if by == "led" and name != "all" else str(name))
-        ax.fill_between(means.index, means["mean"] - 1.96 * means["sem"], means["mean"] + 1.96 * means["sem"], color=colour, alpha=0.15)
+        ax.plot(
+            means.index,
+            means["mean"],
+            marker="o",
+            color=colour,
+            label=f"{name}-led" if by == "led" and name != "all" else str(name),
+        )
+        ax.fill_between(
+            means.index,
+            means["mean"] - 1.96 * means["sem"],
+            means["mean"] + 1.96 * means["sem"],
+            color=colour,
+            alpha=0.15,
+        )
     ax.set(title=title, xlabel=xlabel, ylabel="weight of the image")
     ax.legend()
     return ax
 
 
-def tradeoff(table: pd.DataFrame, x: str, y: str, title: str, xlabel: str, ylabel: str, by: str = "index", ax: Axes | None = None) -> Axes:
+def tradeoff(
+    table: pd.DataFrame, x: str, y: str, title: str, xlabel: str, ylabel: str, by: str = "index", ax: Axes | None = None
+) -> Axes:
     """y against x with one line per kind of index; for recall, latency and memory as a catalogue grows."""
     ax = _axes(ax)
     for name, group in table.groupby(by, sort=False):

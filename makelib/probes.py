@@ -15,8 +15,9 @@ from makelib.model import ProductVectors
 from makelib.retriever import Retriever
 from makelib.runtime import progress
 from makelib.settings import Settings
-from makelib.sources.bazaar import corrupt, stuff
+from makelib.sources.bazaar import corrupt
 from makelib.text import encode
+from makelib.text import words as words_of
 
 
 def modal_weights(retriever: Retriever) -> pd.DataFrame:
@@ -52,7 +53,10 @@ def reliability_correlation(weights: pd.DataFrame, least: int = 20) -> pd.DataFr
 
 
 def spoil_images(
-    retriever: Retriever, kind: str = "blur", strengths: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1.0), products: int = 300
+    retriever: Retriever,
+    kind: str = "blur",
+    strengths: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1.0),
+    products: int = 300,
 ) -> pd.DataFrame:
     """The image's weight as photographs are spoiled step by step: `kind, strength, row, led, weight_image`, same products at each step."""
     rows, pixels, titles = _sample(retriever, products)
@@ -65,12 +69,15 @@ def spoil_images(
 
 
 def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 8), products: int = 300) -> pd.DataFrame:
-    """The image's weight as wrong words are stuffed into titles: `words, row, led, weight_image`, same products at each step."""
+    """The image's weight as words of other products' titles are stuffed into each title: `words, row, led, weight_image`, same
+    products at each step."""
     rows, pixels, titles = _sample(retriever, products)
-    language = retriever.catalog.info.get("settings", {}).get("language", "en")
-    tables = []
+    tables, strangers = (
+        [],
+        np.random.default_rng(0).choice(_words_of_titles(retriever.catalog), (len(rows), max(words))),
+    )
     for count in words:
-        stuffed = [stuff(title, count, seed=int(row), language=language) for title, row in zip(titles, rows, strict=True)]
+        stuffed = [" ".join([title, *extra[:count]]) for title, extra in zip(titles, strangers, strict=True)]
         weights = retriever.model.encode_products(stuffed, pixels, np.ones(len(rows), bool)).weights
         tables.append(_response(retriever, rows, weights).assign(words=count))
     return pd.concat(tables, ignore_index=True)
@@ -138,7 +145,9 @@ def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Setting
     """
     catalog, model = retriever.catalog, retriever.model
     table = catalog.interactions
-    first = table[(table["kind"] == "click") & (table["label"] > 0)].drop_duplicates("query").set_index("query")["product"]
+    first = (
+        table[(table["kind"] == "click") & (table["label"] > 0)].drop_duplicates("query").set_index("query")["product"]
+    )
     query_rows = np.array([row for row in query_rows if row in first.index])
     clicked = first.loc[query_rows].to_numpy()
     words = WordTables.of(catalog)
@@ -182,6 +191,10 @@ def _sample(retriever: Retriever, products: int) -> tuple[np.ndarray, np.ndarray
     rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(good))[:products])
     pixels, _ = retriever.catalog.images(retriever.model.config.image_size)
     return rows, np.array(pixels[rows]), retriever.catalog.products["title"].iloc[rows].tolist()
+
+
+def _words_of_titles(catalog: Catalog) -> np.ndarray:
+    return np.array([word for title in catalog.products["title"].fillna("") for word in words_of(title)], dtype=object)
 
 
 def _response(retriever: Retriever, rows: np.ndarray, weights: np.ndarray) -> pd.DataFrame:

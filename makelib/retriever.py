@@ -35,7 +35,12 @@ class Retriever:
 
     @classmethod
     def build(
-        cls, name: str, model: MakeModel, catalog: Catalog, settings: settings_module.Index | None = None, quiet: bool = True
+        cls,
+        name: str,
+        model: MakeModel,
+        catalog: Catalog,
+        settings: settings_module.Index | None = None,
+        quiet: bool = True,
     ) -> Retriever:
         """Encode the whole catalogue and index it."""
         pixels, has_image = catalog.images(model.config.image_size)
@@ -66,7 +71,9 @@ class Retriever:
         """Open what `save` wrote. Raises `UserError` when something is missing or belongs to another model or catalogue."""
         folder = Path(folder)
         if not (folder / "retriever.json").is_file():
-            raise UserError(f"{folder} holds no trained run (retriever.json is missing). Train one with `python -m makelib train`.")
+            raise UserError(
+                f"{folder} holds no trained run (retriever.json is missing). Train one with `python -m makelib train`."
+            )
         note = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
         catalog = catalog or Catalog.open(note["catalogue"])
         model = MakeModel.from_pretrained(folder / "model")

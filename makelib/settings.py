@@ -89,7 +89,7 @@ class Model:
     #: pixels per side that the image encoder sees
     image_size: int = 32
     #: which level of the backbone's feature maps becomes the patches
-    image_level: int = 2
+    image_level: int = 3
     dropout: float = 0.0
     #: temperature of the gate's softmax (tau_g)
     gate_temperature: float = 1.0
@@ -139,6 +139,8 @@ class Training:
 
     steps: int = 400
     batch_size: int = 256
+    #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
+    image_warmup: int = 400
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
@@ -271,7 +273,7 @@ def preset(name: str) -> Settings:
             "seeds": (0,),
             "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
             "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
-            "training.steps": 60, "training.batch_size": 128, "training.evaluations": 1,
+            "training.steps": 60, "training.image_warmup": 40, "training.batch_size": 128, "training.evaluations": 1,
             "text.vocabulary": 1000,
             "evaluation.validation_queries": 60, "evaluation.test_queries": 150, "evaluation.resamples": 200,
         },

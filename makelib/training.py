@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from makelib.catalog import Catalog
+from makelib.encoders import ImageEncoder, mean_pool
 from makelib.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich
 from makelib.losses import objectives
 from makelib.model import MakeModel
@@ -75,7 +76,9 @@ class Batches:
         self.rank, self.world = rank, world
         self.queries, self.products = catalog.clicks("train")
         if len(self.queries) == 0:
-            raise UserError(f"Catalogue {catalog.name!r} has no clicks on training queries, so there is nothing to learn from.")
+            raise UserError(
+                f"Catalogue {catalog.name!r} has no clicks on training queries, so there is nothing to learn from."
+            )
         self.tables = WordTables.of(catalog)
         self.keywords = KeywordTable(self.tables, settings.keywords)
         self.false_negatives = FalseNegatives(catalog, self.tables)
@@ -104,7 +107,10 @@ class Batches:
         else:
             at = np.arange(step * size, (step + 1) * size)
             epochs = np.unique(at // len(queries))
-            order = {e: np.random.default_rng([self.seed, STAGES.index(stage), 1_000_000 + e]).permutation(len(queries)) for e in epochs}
+            order = {
+                e: np.random.default_rng([self.seed, STAGES.index(stage), 1_000_000 + e]).permutation(len(queries))
+                for e in epochs
+            }
             chosen = np.concatenate([order[e][at[at // len(queries) == e] % len(queries)] for e in epochs])
         return queries[chosen], products[chosen], random
 
@@ -154,7 +160,9 @@ class Batches:
             if chosen.any():
                 pairs["masked_words"] = ids[chosen]
                 inputs |= {"masked_ids": np.where(chosen, self.tokenizer.mask_token_id, ids), "masked_at": chosen}
-        return Batch(*({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in part.items()} for part in (inputs, pairs)))
+        return Batch(
+            *({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in part.items()} for part in (inputs, pairs))
+        )
 
     def _product_inputs(self, prefix: str, rows: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
         """A hidden title is one [CLS], a hidden image is black; their weight is 0 either way."""
@@ -189,6 +197,52 @@ def _trimmed(prefix: str, tokens: dict[str, np.ndarray], rows: np.ndarray) -> di
     mask = tokens["mask"][rows]
     length = max(1, int(mask.sum(axis=1).max(initial=1)))
     return {f"{prefix}_ids": tokens["ids"][rows, :length], f"{prefix}_mask": mask[:, :length].copy()}
+
+
+def warm_up_images(catalog: Catalog, settings: Settings) -> Path:
+    """Teach a from-scratch image encoder to see before it is asked to retrieve; once per catalogue, for all variants and seeds.
+
+    Stands in for the pretrained backbone that one would name with `model.image_backbone` where downloads are possible: the
+    encoder predicts, from the image alone, the words that shoppers typed before they clicked the product and those of its title
+    (softmax over words, after Joulin et al. 2016). Only products seen in training take part. Returns a safetensors file
+    with the encoder's weights, kept in the catalogue's cache.
+    """
+    model, training = settings.model, settings.training
+    shape = {"image_size": model.image_size, "level": model.image_level, "width": model.width}
+    key = fingerprint(model.image_backbone, model.image_pretrained, shape, training.image_warmup, catalog.fingerprint)
+    file = catalog.folder / ".cache" / f"image-encoder-{key}.safetensors"
+    if file.is_file():
+        return file
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pixels, has_image = catalog.images(model.image_size)
+    tables = WordTables.of(catalog)
+    said = (tables.typed + tables.titles).tocsr()
+    rows = np.flatnonzero(has_image & catalog.seen & (said.getnnz(axis=1) > 0))
+    said, pixels = said[rows], np.asarray(pixels[rows])
+    torch.manual_seed(0)
+    encoder = ImageEncoder(model.image_backbone, pretrained=model.image_pretrained, **shape).to(device).train()
+    words = torch.nn.Linear(model.width, said.shape[1]).to(device)
+    parameters = [*encoder.parameters(), *words.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=training.weight_decay)
+    random, steps = np.random.default_rng(0), training.image_warmup if len(rows) else 0
+    size = min(training.batch_size, len(rows))
+    bar = progress(range(steps), description="image encoder", unit="step")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = 5 * learning_rate(
+                step, steps, settings
+            )  # convolutions with batch norm take larger steps than text
+        chosen = random.choice(len(rows), size, replace=False)
+        target = torch.from_numpy(said[chosen].toarray()).float().to(device)
+        logits = words(mean_pool(encoder(torch.from_numpy(pixels[chosen]).to(device))))
+        loss = torch.nn.functional.cross_entropy(logits, target / target.sum(dim=1, keepdim=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    with atomic_file(file) as draft:
+        safetensors.torch.save_file({name: t.contiguous().cpu() for name, t in encoder.state_dict().items()}, draft)
+    return file
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
@@ -256,6 +310,10 @@ def train(
     torch.manual_seed(seed)
     tokenizer = tokenizer_for(catalog, settings)
     model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer)
+    if training.image_warmup and model.sees_image:
+        with accelerator.main_process_first():
+            seeing = warm_up_images(catalog, settings)
+        model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
     batches = Batches(
         catalog, tokenizer, settings, seed, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
@@ -276,12 +334,16 @@ def train(
         if stage == "finetune" and steps:
             batches.mined = _hard_negatives(folder / "hard_negatives.npy", batches, model, fresh=state.step == 0)
         every = max(1, round(steps / max(1, training.evaluations)))
-        bar = progress(description=stage, total=steps, unit="step", disable=on_step is not None or not accelerator.is_main_process)
+        bar = progress(
+            description=stage, total=steps, unit="step", disable=on_step is not None or not accelerator.is_main_process
+        )
         bar.update(state.step)
         clock = time.perf_counter()
         while state.step < steps:
             if stage == "pretrain" and state.step == 0 and not state.curves:
-                state.best = _record(state, stage, 0, {"validation Recall@100": validation_recall(model, catalog, settings)})
+                state.best = _record(
+                    state, stage, 0, {"validation Recall@100": validation_recall(model, catalog, settings)}
+                )
             row = _step(wrapped, model, optimizer, accelerator, batches, settings, stage, state.step, steps, seed)
             state.step += 1
             taken += 1
@@ -319,11 +381,15 @@ def _step(wrapped, model, optimizer, accelerator, batches, settings, stage, step
     if stage == "finetune":
         weights = type(weights)(
             **{
-                name: getattr(weights, name) if name in ("query_product", "distillation", "margin", "popularity_correction") else 0
+                name: getattr(weights, name)
+                if name in ("query_product", "distillation", "margin", "popularity_correction")
+                else 0
                 for name in weights.__dataclass_fields__
             }
         )
-    torch.manual_seed(int(np.random.SeedSequence([seed, STAGES.index(stage), step, accelerator.process_index]).generate_state(1)[0]))
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, STAGES.index(stage), step, accelerator.process_index]).generate_state(1)[0])
+    )
     wrapped.train()
     batch = batches(stage, step)
     inputs, pairs = ({name: tensor.to(accelerator.device) for name, tensor in part.items()} for part in batch)
@@ -381,7 +447,10 @@ def _hard_negatives(file: Path, batches: Batches, model: MakeModel, *, fresh: bo
 def _optimizer(model: MakeModel, settings: Settings) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]  # biases, norms and the logit scale: no weight decay
-    groups = [{"params": decayed, "weight_decay": settings.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": settings.training.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=settings.training.learning_rate)
 
 
@@ -391,7 +460,10 @@ def _record(state: _State, stage: str, step: int, row: dict[str, float]) -> floa
 
 
 def _weights(model: MakeModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _save(folder: Path, model: MakeModel, optimizer, state: _State, best: dict[str, Tensor], identity: str) -> None:
@@ -411,7 +483,9 @@ def _save(folder: Path, model: MakeModel, optimizer, state: _State, best: dict[s
 def _load(folder: Path, model: MakeModel, optimizer, identity: str) -> tuple[_State, dict[str, Tensor]]:
     held = json.loads((folder / "state.json").read_text())
     if held.pop("identity") != identity:
-        raise UserError(f"{folder} is a checkpoint of other settings, seed or catalogue. Use another folder, or delete it to start anew.")
+        raise UserError(
+            f"{folder} is a checkpoint of other settings, seed or catalogue. Use another folder, or delete it to start anew."
+        )
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     tree = optimizer.state_dict()
     tree["state"] = {}

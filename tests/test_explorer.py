@@ -6,38 +6,20 @@ Models are small and untrained (gates and cross attention stirred up): what is t
 import asyncio
 import html
 import html.parser
-import io
 import json
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
+from hostile import HOSTILE, hostile_catalog, untrained_retrievers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from makelib import explain, explorer_html
-from makelib.catalog import write_catalog
 from makelib.explorer import QueryExplorer, State, Views, telling_queries
-from makelib.model import MakeModel
 from makelib.retriever import Retriever
 from makelib.runtime import UserError
-from makelib.settings import Model, Objectives, Text
-from makelib.text import train_tokenizer
-
-HOSTILE = [
-    "<script>window.hacked = 1</script>",
-    '"><img src=x onerror="window.hacked = 1">',
-    "' onmouseover='window.hacked = 1",
-    '<a href="javascript:window.hacked=1">free</a>',
-    "</style></div></article><style>body { display: none }</style>",
-    "\u202egnitset \u2066right to left\u202e",
-    "&lt;b&gt; &amp;amp; {{7*7}} ${7*7}",
-    "<svg/onload=window.hacked=1>",
-]
-
 
 TAGS = {
     "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h4", "p", "b", "i", "small", "em", "bdi",
@@ -49,64 +31,14 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-def picture(random):
-    buffer = io.BytesIO()
-    Image.fromarray(random.integers(0, 255, (40, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
-    """60 products in two categories; every tenth lacks its image, every fourteenth its title; the last are hostile."""
-    random = np.random.default_rng(0)
-    words = ["acme", "bolt", "core", "new", "summer", "gift"]
-    titles = [" ".join(random.choice(words, 4)) + f" n{i}" for i in range(60 - len(HOSTILE))] + HOSTILE
-    colours = random.choice(["red", "blue"], 60)
-    products = pd.DataFrame(
-        {
-            "product_id": [f"p{i}" for i in range(59)] + ['p<b>"59"</b>'],
-            "title": [None if i % 14 == 3 else title for i, title in enumerate(titles)],
-            "image": [None if i % 10 == 7 else picture(random) for i in range(60)],
-            "category": ["dress" if i % 2 else "<i>bag</i>" for i in range(60)],
-            "attributes": [{"colour": colour, "brand": "acme"} for colour in colours],
-        }
-    )
-    queries = pd.DataFrame(
-        {
-            "query_id": ["a", "b", "c", "d", "e"],
-            "query": ["red acme", "blue acme", "red thing", "<b>acme</b>", "red"],
-            "split": ["train", "train", "test", "test", "test"],
-            "constraints": [
-                {"colour": "red", "brand": "acme"},
-                {"colour": "blue", "brand": "acme"},
-                {"colour": "red", "brand": "bolt"},
-                {"brand": "acme"},
-                {"colour": "red"},
-            ],
-        }
-    )
-    clicks = pd.DataFrame([("a", "p0"), ("a", "p4"), ("b", "p1"), ("c", "p2")], columns=["query_id", "product_id"])
-    return write_catalog(
-        tmp_path_factory.mktemp("hostile") / "catalogue",
-        name="<u>hostile</u>",
-        products=products,
-        queries=queries,
-        interactions=clicks.assign(label=1.0, kind="click"),
-    )
+    return hostile_catalog(tmp_path_factory.mktemp("hostile") / "catalogue")
 
 
 @pytest.fixture(scope="module")
 def retrievers(catalog):
-    tokenizer = train_tokenizer(catalog.products["title"].fillna(""), 400)
-    found = {}
-    for fusion in ("adaptive", "title", "joint"):
-        torch.manual_seed(0)
-        model = MakeModel.from_settings(Model(fusion=fusion, width=32, dim=16), Text(), Objectives(), tokenizer).eval()
-        if fusion == "adaptive":
-            torch.nn.init.normal_(model.fusion.weigh.mlp[-1].weight)
-            torch.nn.init.normal_(model.fusion.cross[0].scale)
-        found[fusion] = Retriever.build(fusion, model, catalog)
-    return found
+    return untrained_retrievers(catalog)
 
 
 @pytest.fixture

@@ -72,7 +72,9 @@ def test_learned_weights_start_as_the_mean(kind):
     module, title, image = fusion(kind)
     mean, *_ = fusion("mean")
     states = inputs(title, image)
-    assert torch.allclose(module(*states, torch.ones(B, 2)).embedding, mean(*states, torch.ones(B, 2)).embedding, atol=1e-6)
+    assert torch.allclose(
+        module(*states, torch.ones(B, 2)).embedding, mean(*states, torch.ones(B, 2)).embedding, atol=1e-6
+    )
 
 
 def test_adaptive_without_its_scale_is_gate():
@@ -80,10 +82,14 @@ def test_adaptive_without_its_scale_is_gate():
     gate, *_ = fusion("gate")
     gate.weigh.load_state_dict(adaptive.weigh.state_dict())
     states = inputs(title, image)
-    assert torch.allclose(adaptive(*states, torch.ones(B, 2)).embedding, gate(*states, torch.ones(B, 2)).embedding, atol=1e-6)
+    assert torch.allclose(
+        adaptive(*states, torch.ones(B, 2)).embedding, gate(*states, torch.ones(B, 2)).embedding, atol=1e-6
+    )
     with torch.no_grad():
         adaptive.cross[0].scale.fill_(1.0)
-    assert not torch.allclose(adaptive(*states, torch.ones(B, 2)).embedding, gate(*states, torch.ones(B, 2)).embedding, atol=1e-3)
+    assert not torch.allclose(
+        adaptive(*states, torch.ones(B, 2)).embedding, gate(*states, torch.ones(B, 2)).embedding, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "joint"])
@@ -115,7 +121,11 @@ def test_gradients_reach_every_parameter(kind):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.booleans(), st.booleans()), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.booleans(), st.booleans()), min_size=1, max_size=6
+    )
+)
 def test_masked_softmax_is_always_a_distribution(rows):
     logits = torch.tensor([[a, b] for a, b, *_ in rows])
     present = torch.tensor([[float(t), float(v)] for *_, t, v in rows])

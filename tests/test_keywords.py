@@ -24,13 +24,21 @@ PRODUCTS = [  # id, title, category, group
     ("e", "acme red dress again", "dress", "a"),  # a duplicate listing of a
     ("f", "", "dress", None),
 ]
-QUERIES = [("1", "red dress", "train"), ("2", "acme", "train"), ("3", "scarlet dress", "train"), ("4", "Red Dress", "train"), ("5", "bolt", "test")]
+QUERIES = [
+    ("1", "red dress", "train"),
+    ("2", "acme", "train"),
+    ("3", "scarlet dress", "train"),
+    ("4", "Red Dress", "train"),
+    ("5", "bolt", "test"),
+]
 CLICKS = [("1", "a"), ("1", "b"), ("2", "a"), ("2", "d"), ("3", "b"), ("4", "b"), ("1", "a")]
 
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
-    products = pd.DataFrame(PRODUCTS, columns=["product_id", "title", "category", "group"]).assign(image=None, attributes=None)
+    products = pd.DataFrame(PRODUCTS, columns=["product_id", "title", "category", "group"]).assign(
+        image=None, attributes=None
+    )
     queries = pd.DataFrame(QUERIES, columns=["query_id", "query", "split"])
     clicks = pd.DataFrame(CLICKS, columns=["query_id", "product_id"]).assign(label=1.0, kind="click")
     folder = tmp_path_factory.mktemp("catalogue") / "words"
@@ -79,7 +87,9 @@ def test_enrichment_adds_only_new_words_of_the_clicked_title(catalog, tables):
             assert set(text.split()) <= set(title.split()) - set(query.split())
             assert 0 < len(text.split()) <= 3
     assert enrich(keywords, tables.queries[[0]], np.array([5]), Keywords(), np.random.default_rng(0)) == [""]
-    assert enrich(keywords, tables.queries[[0]], np.array([0]), Keywords(keyword_dropout=1.0), np.random.default_rng(0)) == [""]
+    assert enrich(
+        keywords, tables.queries[[0]], np.array([0]), Keywords(keyword_dropout=1.0), np.random.default_rng(0)
+    ) == [""]
 
 
 def test_heavier_keywords_are_drawn_more_often(tables):
@@ -165,9 +175,13 @@ def test_the_oracle_masks_exactly_the_truth(tmp_path):
          "attributes": [{"colour": c} for c in ("red", "red", "blue", "green")]}
     )  # fmt: skip
     colours = ("red", "blue", "green")
-    queries = pd.DataFrame({"query_id": list("123"), "query": colours, "split": "train", "constraints": [{"colour": c} for c in colours]})
+    queries = pd.DataFrame(
+        {"query_id": list("123"), "query": colours, "split": "train", "constraints": [{"colour": c} for c in colours]}
+    )
     clicks = pd.DataFrame({"query_id": list("1123"), "product_id": list("abcd"), "label": 1.0, "kind": "click"})
-    catalog = write_catalog(tmp_path / "oracle", name="o", products=products, queries=queries, interactions=clicks.drop(index=1))
+    catalog = write_catalog(
+        tmp_path / "oracle", name="o", products=products, queries=queries, interactions=clicks.drop(index=1)
+    )
     judge = FalseNegatives(catalog, WordTables.of(catalog))
     masks = judge.oracle(np.array([0, 1, 2]), np.array([0, 2, 3]))
     assert (masks.negatives == ~np.eye(3, dtype=bool)).all()

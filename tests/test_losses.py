@@ -18,7 +18,9 @@ from makelib.settings import Keywords, Objectives
 
 
 def unit(rows, width, seed):
-    return torch.nn.functional.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return torch.nn.functional.normalize(
+        torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
 
 
 def masks(size, seed):
@@ -202,7 +204,9 @@ def test_detached_products_learn_nothing_from_keywords():
     features, batch = features_and_batch()
     for detach in (False, True):
         features["p"] = unit(6, 8, 1).requires_grad_()
-        only = Objectives(query_product=0, title_image=0, query_image=0, distillation=0, gate_entropy=0, keyword_enhanced=1)
+        only = Objectives(
+            query_product=0, title_image=0, query_image=0, distillation=0, gate_entropy=0, keyword_enhanced=1
+        )
         features["q_plus"] = unit(6, 8, 4).requires_grad_()
         objectives(features, batch, only, Keywords(detach_product=detach), fusion="mean")["keyword_enhanced"].backward()
         assert (features["p"].grad is None) == detach
@@ -212,6 +216,9 @@ def test_detached_products_learn_nothing_from_keywords():
 def test_the_entropy_term_decays_to_nothing():
     features, batch = features_and_batch()
     features["w"] = torch.tensor([[0.9, 0.1]] * 6)
-    values = [objectives(features, batch, ALL, Keywords(), fusion="gate", progress=x).get("gate_entropy") for x in (0.0, 0.5, 1.0)]
+    values = [
+        objectives(features, batch, ALL, Keywords(), fusion="gate", progress=x).get("gate_entropy")
+        for x in (0.0, 0.5, 1.0)
+    ]
     assert values[0] == pytest.approx(2 * values[1].item())
     assert values[2] is None

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from makelib import text
 from makelib.text import encode, train_tokenizer, words
 
-SAMPLES = ["Red Striped Dress", "robe d'été à pois", "红色条纹连衣裙", "赤いドレス", "فستان أحمر", "dress 👗 new", "it's 5000mAh"]
+SAMPLES = [
+    "Red Striped Dress",
+    "robe d'été à pois",
+    "红色条纹连衣裙",
+    "赤いドレス",
+    "فستان أحمر",
+    "dress 👗 new",
+    "it's 5000mAh",
+]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,10 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
     if folder.is_dir():
         from makelib.sources import files
 
-        out = Path(data) / f"{folder.resolve().name}-{fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files))}"
+        out = (
+            Path(data)
+            / f"{folder.resolve().name}-{fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files))}"
+        )
         return Catalog.open(out) if out.is_dir() else files.import_folder(folder, out, settings.files)
     raise UserError(
         f"There is no catalogue {name!r}: use `bazaar`, a folder with products.csv (or .parquet, .jsonl), or a folder that "

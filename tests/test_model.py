@@ -1,0 +1,131 @@
+"""MakeModel: shapes, masks, missing modalities, gradients, and a round trip through a folder that loses nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from makelib.model import MakeModel, _hard_negatives
+from makelib.runtime import UserError
+from makelib.settings import FUSIONS, preset
+from makelib.text import train_tokenizer
+
+TITLES = ["red striped dress", "blue leather shoe", "", "steel kettle 2 l", "acme charger"]
+HEADS = {
+    "objectives.title_image_matching": 0.1,
+    "objectives.query_product_matching": 0.1,
+    "objectives.masked_language": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TITLES * 4, 400)
+
+
+def make(tokenizer, fusion="adaptive", **changes):
+    settings = preset("smoke").replace(**{"model.fusion": fusion, "model.width": 32, "model.dim": 16, **changes})
+    torch.manual_seed(0)
+    return MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (len(TITLES), 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_everything_returns_from_a_folder(fusion, tokenizer, pixels, tmp_path):
+    model = make(tokenizer, fusion, **HEADS)
+    with torch.no_grad():
+        for parameter in model.parameters():  # a fresh model would hide what is not saved
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    has_image = np.array([True, False, True, True, True])
+    model.save_pretrained(tmp_path / fusion)
+    again = MakeModel.from_pretrained(tmp_path / fusion)
+    assert again.fingerprint() == model.fingerprint()
+    for one, two in zip(
+        vars(model.encode_products(TITLES, pixels, has_image)).values(),
+        vars(again.encode_products(TITLES, pixels, has_image)).values(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+    np.testing.assert_allclose(model.encode_queries(["red dress"]), again.encode_queries(["red dress"]), atol=1e-6)
+    assert not list((tmp_path / fusion).glob("*.bin")), "weights are safetensors, never pickles"
+
+
+def test_word_embeddings_are_shared_and_stay_shared(tokenizer, tmp_path):
+    model = make(tokenizer)
+    model.save_pretrained(tmp_path / "m")
+    for each in (model, MakeModel.from_pretrained(tmp_path / "m")):
+        words = [side.backbone.get_input_embeddings().weight for side in (each.query_encoder, each.title_encoder)]
+        assert words[0] is words[1] or words[0].data_ptr() == words[1].data_ptr()
+
+
+def test_encoding_does_not_depend_on_the_batch(tokenizer, pixels):
+    model = make(tokenizer).train()  # and dropout or batch statistics are off while encoding
+    has_image = np.ones(len(TITLES), bool)
+    together = model.encode_products(TITLES, pixels, has_image).embedding
+    one_by_one = model.encode_products(TITLES, pixels, has_image, batch_size=1).embedding
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
+    assert model.training
+
+
+def test_products_never_depend_on_queries(tokenizer, pixels):
+    model = make(tokenizer)
+    before = model.encode_products(TITLES, pixels, np.ones(len(TITLES), bool)).embedding
+    with torch.no_grad():
+        for name, parameter in model.query_encoder.named_parameters():
+            if "word_embeddings" not in name:
+                parameter.zero_()
+    np.testing.assert_allclose(
+        before, model.encode_products(TITLES, pixels, np.ones(len(TITLES), bool)).embedding, atol=1e-6
+    )
+
+
+def test_missing_modalities(tokenizer, pixels):
+    model = make(tokenizer)
+    vectors = model.encode_products(TITLES, pixels, np.array([True, False, True, False, True]))
+    assert vectors.weights[1, 1] == 0
+    assert vectors.weights[2, 0] == 0  # the empty title
+    assert np.isfinite(vectors.embedding).all()
+    other = pixels.copy()
+    other[1] = 255 - other[1]
+    again = model.encode_products(TITLES, other, np.array([True, False, True, False, True]))
+    np.testing.assert_allclose(again.embedding[1], vectors.embedding[1], atol=1e-6)
+
+
+def test_empty_input(tokenizer, pixels):
+    model = make(tokenizer)
+    assert model.encode_queries([]).shape == (0, 16)
+    assert model.encode_products([], pixels[:0], np.zeros(0, bool)).parts.shape == (0, 2, 16)
+
+
+def test_errors_say_how_to_mend(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="holds no makelib model"):
+        MakeModel.from_pretrained(tmp_path)
+    model = make(tokenizer)
+    model.tokenizer = None
+    with pytest.raises(UserError, match="no tokenizer"):
+        model.encode_queries(["red"])
+
+
+def test_backbones_by_name_start_from_their_weights(tokenizer, tmp_path):
+    """A small copy of the layout that a hub has, on disk: nothing is downloaded."""
+    donor = make(tokenizer, "title")
+    donor.query_encoder.backbone.save_pretrained(tmp_path / "bert")
+    model = make(tokenizer, "title", **{"model.text_backbone": str(tmp_path / "bert"), "model.width": 16})
+    for side in (model.query_encoder, model.title_encoder):
+        want = donor.query_encoder.backbone.state_dict()["encoder.layer.0.attention.self.query.weight"]
+        assert torch.equal(side.backbone.state_dict()["encoder.layer.0.attention.self.query.weight"], want)
+    assert model.encode_queries(["red dress"]).shape == (1, 16)
+
+
+def test_hard_negatives_follow_similarity_and_never_the_mask():
+    torch.manual_seed(0)
+    logits = torch.tensor([[9.0, 3.0, 8.0, -5.0]] * 4)
+    negatives = torch.ones(4, 4, dtype=torch.bool)
+    negatives[:, 0] = False  # the nearest is a false negative
+    drawn = torch.stack([_hard_negatives(logits, negatives) for _ in range(200)])
+    assert (drawn != 0).all()
+    assert (drawn == 2).float().mean() > 0.9
+    assert _hard_negatives(logits, torch.zeros(4, 4, dtype=torch.bool)).tolist() == [1, 2, 3, 0]

@@ -1,0 +1,282 @@
+"""Training: it learns, it is deterministic, a killed run resumes to the same weights, two processes equal one, bad losses stop it.
+
+The catalogue is 240 products of 4 colours (seen only in the image) x 3 types x 4 brands (only in the title): a model must use both.
+"""
+
+import io
+import json
+import socket
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from makelib.catalog import write_catalog
+from makelib.runtime import UserError
+from makelib.settings import preset
+from makelib.training import Batches, learning_rate, tokenizer_for, train, validation_recall
+
+COLOURS = {"red": (210, 30, 30), "blue": (30, 30, 210), "green": (30, 180, 30), "black": (20, 20, 20)}
+TYPES, BRANDS = ("dress", "shoe", "bag"), ("acme", "bolt", "core", "dyna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    random = np.random.default_rng(0)
+    combos = [(c, t, b) for c in COLOURS for t in TYPES for b in BRANDS]
+    goods = [combos[i] for i in random.integers(len(combos), size=240)]
+
+    def picture(colour):
+        buffer = io.BytesIO()
+        noise = random.integers(-15, 15, (16, 16, 3))
+        Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    products = pd.DataFrame(
+        {
+            "product_id": [f"p{i}" for i in range(240)],
+            "title": ["" if i % 40 == 0 else f"{b} {t} new" for i, (_, t, b) in enumerate(goods)],
+            "image": [None if i % 30 == 1 else picture(c) for i, (c, _, _) in enumerate(goods)],
+            "category": [t for _, t, _ in goods],
+            "attributes": [{"colour": c, "type": t, "brand": b} for c, t, b in goods],
+        }
+    )
+    splits = ["validation" if i % 5 == 1 else "test" if i % 5 == 0 else "train" for i in range(len(combos))]
+    queries = pd.DataFrame(
+        {
+            "query_id": [str(i) for i in range(len(combos))],
+            "query": [f"{c} {b} {t}" for c, t, b in combos],
+            "split": splits,
+            "constraints": [{"colour": c, "type": t, "brand": b} for c, t, b in combos],
+        }
+    )
+    clicks = [(str(combos.index(good)), f"p{i}") for i, good in enumerate(goods) for _ in range(3)]
+    interactions = pd.DataFrame(clicks, columns=["query_id", "product_id"]).assign(label=1.0, kind="click")
+    folder = tmp_path_factory.mktemp("toy") / "catalogue"
+    return write_catalog(folder, name="toy", products=products, queries=queries, interactions=interactions)
+
+
+def tiny(**changes):
+    return preset("smoke").replace(
+        **{
+            "model.width": 32, "model.dim": 32, "model.image_size": 16, "model.image_level": 3, "text.vocabulary": 400,
+            "training.steps": 12, "training.image_warmup": 0, "training.batch_size": 32, "training.checkpoint_every": 5, "training.evaluations": 2,
+            "keywords.enrichment": True, "keywords.false_negatives": "rule", **changes,
+        }
+    )  # fmt: skip
+
+
+def test_it_overfits_sixteen_triples(catalog, tmp_path):
+    settings = tiny(
+        **{
+            "training.steps": 120,
+            "training.batch_size": 16,
+            "keywords.enrichment": False,
+            "training.modality_dropout": 0.0,
+        }
+    )
+    model_settings = settings.replace(**{"training.learning_rate": 0.003})
+    torch.manual_seed(0)
+    from makelib.losses import objectives
+    from makelib.model import MakeModel
+
+    tokenizer = tokenizer_for(catalog, settings)
+    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer).train()
+    batch = Batches(catalog, tokenizer, settings, 0)("pretrain", 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=model_settings.training.learning_rate)
+    losses = []
+    for _ in range(120):
+        features = model(batch.inputs)
+        loss = objectives(features, batch.pairs, settings.objectives, settings.keywords, fusion="adaptive")[
+            "query_product"
+        ]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.0
+    assert losses[-1] < 0.1
+
+
+def test_it_learns_what_needs_both_modalities(catalog, tmp_path):
+    """Colour is only in the image, brand only in the title: `adaptive` must beat both single modalities and chance by far."""
+    settings = tiny(**{"training.steps": 150, "training.batch_size": 64, "objectives.query_image": 1.0})
+    recall = {}
+    for fusion in ("title", "image", "adaptive"):
+        chosen = settings.replace(**{"model.fusion": fusion})
+        model = train(catalog, chosen, 0, tmp_path / fusion, on_step=lambda *_: None)
+        rows = catalog.query_rows("test")
+        pixels, has_image = catalog.images(16)
+        vectors = model.encode_products(catalog.products["title"].fillna("").tolist(), pixels, has_image).embedding
+        scores = model.encode_queries(catalog.queries["query"].iloc[rows].tolist()) @ vectors.T
+        first = np.argsort(-scores, axis=1)[:, :5]
+        full = catalog.relevance(rows) >= 1
+        recall[fusion] = (np.take_along_axis(full, first, 1).sum(1) / np.minimum(full.sum(1), 5)).mean()
+    chance = 5 / 240
+    assert recall["adaptive"] > 20 * chance
+    assert recall["adaptive"] > recall["title"] + 0.15
+    assert recall["adaptive"] > recall["image"] + 0.15
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(catalog, tmp_path):
+    marks = [
+        train(catalog, tiny(), seed, tmp_path / name, on_step=lambda *_: None).fingerprint()
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert marks[0] == marks[1] != marks[2]
+
+
+@pytest.mark.parametrize("stop", [7, 14])  # in pre-training between checkpoints, and in fine-tuning
+def test_a_killed_run_resumes_to_the_same_weights(catalog, tmp_path, stop):
+    settings = tiny(**{"training.finetune_steps": 6, "training.checkpoint_every": 3, "model.dropout": 0.1})
+    whole = train(catalog, settings, 0, tmp_path / "whole", on_step=lambda *_: None)
+    train(catalog, settings, 0, tmp_path / "killed", on_step=lambda *_: None, stop_after=stop)
+    assert (tmp_path / "killed" / "checkpoint").is_dir()
+    resumed = train(catalog, settings, 0, tmp_path / "killed", on_step=lambda *_: None)
+    assert resumed.fingerprint() == whole.fingerprint()
+    curves = [
+        pd.read_parquet(tmp_path / name / "curves.parquet").drop(columns="triples per second")
+        for name in ("whole", "killed")
+    ]
+    pd.testing.assert_frame_equal(*curves)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(catalog, tmp_path):
+    train(catalog, tiny(), 0, tmp_path, on_step=lambda *_: None, stop_after=6)
+    with pytest.raises(UserError, match="other settings"):
+        train(catalog, tiny(**{"training.learning_rate": 0.5}), 0, tmp_path, on_step=lambda *_: None)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(catalog, tmp_path, monkeypatch):
+    from makelib import training
+
+    def broken(*arguments, **options):
+        return {"query_product": torch.tensor(float("nan"), requires_grad=True)}
+
+    monkeypatch.setattr(training, "objectives", broken)
+    with pytest.raises(UserError, match=r"not finite at pretrain step 1 \(query_product\)"):
+        train(catalog, tiny(), 0, tmp_path, on_step=lambda *_: None)
+
+
+def test_step_zero_is_evaluated_and_the_best_model_returned(catalog, tmp_path):
+    model = train(catalog, tiny(**{"training.evaluations": 3}), 0, tmp_path, on_step=lambda *_: None)
+    curve = pd.read_parquet(tmp_path / "curves.parquet")
+    measured = curve.dropna(subset=["validation Recall@100"])
+    assert measured["step"].tolist() == [0, 4, 8, 12]
+    assert validation_recall(model, catalog, tiny()) == pytest.approx(measured["validation Recall@100"].max())
+
+
+def test_every_objective_takes_part_when_it_has_a_weight(catalog, tmp_path):
+    heads = {
+        f"objectives.{name}": 0.1 for name in ("title_image_matching", "query_product_matching", "masked_language")
+    }
+    train(catalog, tiny(**{"training.steps": 2, **heads}), 0, tmp_path, on_step=lambda *_: None)
+    curve = pd.read_parquet(tmp_path / "curves.parquet").iloc[-1]
+    names = [
+        "query_product",
+        "title_image",
+        "query_image",
+        "title_image_matching",
+        "query_product_matching",
+        "masked_language",
+    ]
+    assert np.isfinite(curve[[*names, "keyword_enhanced", "distillation", "gate_entropy"]].astype(float)).all()
+
+
+def test_half_batches_of_two_ranks_are_the_whole_batch_of_one(catalog):
+    tokenizer = tokenizer_for(catalog, tiny())
+    whole = Batches(catalog, tokenizer, tiny(), 0)("pretrain", 3)
+    halves = [
+        Batches(catalog, tokenizer, tiny(**{"training.batch_size": 16}), 0, rank=r, world=2)("pretrain", 3)
+        for r in (0, 1)
+    ]
+    for name in ("positives", "negatives", "present"):
+        assert torch.equal(whole.pairs[name], halves[0].pairs[name])
+        assert torch.equal(whole.pairs[name], halves[1].pairs[name])
+    assert torch.equal(whole.inputs["pixels"], torch.cat([half.inputs["pixels"] for half in halves]))
+
+
+def test_unique_queries_never_repeat_a_string(catalog):
+    settings = tiny(**{"training.unique_queries": True, "training.batch_size": 24})
+    batches = Batches(catalog, tokenizer_for(catalog, settings), settings, 0)
+    for step in range(5):
+        queries, _, _ = batches.rows("pretrain", step)
+        assert len(np.unique(queries)) == len(queries)
+
+
+def test_an_epoch_sees_every_click_once(catalog):
+    batches = Batches(catalog, tokenizer_for(catalog, tiny()), tiny(), 0)
+    steps = -(-len(batches.queries) // 32)
+    seen = np.concatenate([batches.rows("pretrain", step)[1] for step in range(steps)])[: len(batches.queries)]
+    np.testing.assert_array_equal(np.sort(seen), np.sort(batches.products))
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    settings = tiny(**{"training.warmup": 0.1})
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] < rates[5] < rates[9]
+    assert max(rates) == pytest.approx(settings.training.learning_rate)
+    assert rates[-1] < 0.02 * max(rates)
+
+
+def test_checkpoints_hold_no_pickle(catalog, tmp_path):
+    train(catalog, tiny(), 0, tmp_path, on_step=lambda *_: None, stop_after=6)
+    names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
+    assert names == ["best.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 5
+
+
+def _rank(rank, port, folder, queue):
+    """One of two processes: the gradient of the whole batch, from half a batch each."""
+    import torch.distributed as distributed
+
+    from makelib.losses import contrast
+    from makelib.training import gather
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(6, 4, bias=False)
+    wrapped = torch.nn.parallel.DistributedDataParallel(layer)
+    x, y = torch.randn(8, 6), torch.randn(8, 6)
+    mine = slice(4 * rank, 4 * rank + 4)
+    q, p = wrapped(torch.cat([x[mine], y[mine]])).split(4)
+    features = gather({"q": torch.nn.functional.normalize(q, dim=-1), "p": torch.nn.functional.normalize(p, dim=-1)}, 2)
+    own = torch.eye(8, dtype=torch.bool)
+    contrast(features["q"], features["p"], torch.tensor(5.0), own, ~own).backward()
+    if rank == 0:
+        queue.put(layer.weight.grad.tolist())
+    distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_one():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_rank, args=(rank, port, "", queue)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    together = torch.tensor(queue.get(timeout=120))
+    for process in processes:
+        process.join(timeout=60)
+    from makelib.losses import contrast
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(6, 4, bias=False)
+    x, y = torch.randn(8, 6), torch.randn(8, 6)
+    q, p = (torch.nn.functional.normalize(layer(z), dim=-1) for z in (x, y))
+    own = torch.eye(8, dtype=torch.bool)
+    contrast(q, p, torch.tensor(5.0), own, ~own).backward()
+    assert torch.allclose(together, layer.weight.grad, atol=1e-5)
