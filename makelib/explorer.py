@@ -254,7 +254,7 @@ class Views:
     def why(self, state: State) -> str:
         """The why panel of the selected product, or an invitation to choose one."""
         if state.selected is None:
-            return "<p>Choose “Why?” under a product, or a line of the list, to see what speaks for it.</p>"
+            return "<p>Choose “Why?” under a product, or a rank here, to see what speaks for it.</p>"
         retriever, row = self.open(state.variant), self.row(state.selected)
         vector = self.vector(state, state.variant)
         found = explain.evidence(retriever, vector, row)
@@ -424,9 +424,9 @@ class QueryExplorer:
             widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 200px", width="auto", max_width="320px")
         )
         self.variant = choice(description="Model", options=option)
-        self.compare = choice(description="Beside it", options=[("nothing", None), *option])
+        self.compare = choice(description="Beside it", options=[("nothing", ""), *option])
         self.category = choice(
-            description="Category", options=[("all", None), *((draw.plain(name), name) for name in views.categories)]
+            description="Category", options=[("all", ""), *((draw.plain(name), name) for name in views.categories)]
         )
         self.kind = choice(description="Search", options=["exact", "approximate"])
         self.k = choice(description="Results", options=sorted({*SIZES, self.state.k}))
@@ -438,9 +438,9 @@ class QueryExplorer:
             )
         ).add_class("mkx-cards")  # fmt: skip
         self._cells: list[widgets.VBox] = []
-        self.explain = widgets.Select(
-            description="Explain", rows=8, style=narrow,
-            layout=widgets.Layout(width="auto", flex="1 1 300px", max_width="640px"),
+        self.explain = widgets.BoundedIntText(  # JupyterLab leaves the arrow keys to number boxes, but not to lists
+            description="Explain rank", min=0, max=self.state.k, style={"description_width": "initial"},
+            layout=widgets.Layout(width="160px"),
         )  # fmt: skip
         self.title = widgets.Text(
             description="What if the title were", continuous_update=False, style={"description_width": "initial"},
@@ -458,7 +458,7 @@ class QueryExplorer:
         self.query.observe(self._guard(lambda change: self._search(change["new"])), "value")
         for name in ("variant", "compare", "category", "kind", "k", "by"):
             getattr(self, name).observe(
-                self._guard(lambda change, name=name: self._change(**{name: change["new"]})), "value"
+                self._guard(lambda change, name=name: self._change(**{name: change["new"] or None})), "value"
             )
         self.explain.observe(self._guard(lambda change: self._choose(change["new"])), "value")
         self.title.observe(self._guard(lambda change: self._edit(title=change["new"])), "value")
@@ -480,7 +480,7 @@ class QueryExplorer:
                 widgets.HTML(draw.style(), layout=widgets.Layout(display="none")),
                 line(self.query, self.by), line(self.variant, self.compare), line(self.category, self.kind, self.k),
                 self.alert, self.line, self.cards, self.beside,
-                line(self.explain), self.panel, self._what_if, self.edited, tools,
+                self.explain, self.panel, self._what_if, self.edited, tools,
             ]
         )  # fmt: skip
         for name in ("mkx", "mkx-panel"):
@@ -518,8 +518,8 @@ class QueryExplorer:
             selected=None, title=None, blank=False,
         )  # fmt: skip
 
-    def _choose(self, product_id: str | None) -> None:
-        self.show(selected=product_id, title=None, blank=False)
+    def _choose(self, rank: int) -> None:
+        self.show(selected=self._ids[rank - 1] if rank else None, title=None, blank=False)
 
     def _edit(self, **changes: Any) -> None:
         if "title" in changes and changes["title"] == self._own_title():
@@ -545,9 +545,9 @@ class QueryExplorer:
                 self.k.options = sorted({*self.k.options, state.k})
             self.query.value = draw.plain(state.query)
             for name in ("variant", "compare", "category", "kind", "k", "by", "blank"):
-                getattr(self, name).value = getattr(state, name)
+                value = getattr(state, name)
+                getattr(self, name).value = "" if value is None else value  # a list takes None for "no choice"
             self.title.value = self._own_title() if state.title is None else draw.plain(state.title)
-            self.explain.value = state.selected if state.selected in self._ids else None
             self.by.disabled = state.like is None
             self._what_if.layout.display = "none" if state.selected is None else None
         finally:
@@ -608,7 +608,7 @@ class QueryExplorer:
                 )
                 for text, tip in (("Why?", "Explain rank"), ("More like this", "Search by the product of rank"))
             ]
-            buttons[0].on_click(self._guard(lambda _, place=place: self._choose(self._ids[place])))
+            buttons[0].on_click(self._guard(lambda _, place=place: self._choose(place + 1)))
             buttons[1].on_click(
                 self._guard(
                     lambda _, place=place: self.show(
@@ -623,18 +623,12 @@ class QueryExplorer:
             self.cards.children = self._cells[: len(cards)]
 
     def _offer(self, hits: pd.DataFrame, state: State) -> None:
-        """The list from which a product is chosen by keyboard; arrow keys walk through it."""
+        """The ranks that can be explained; arrow keys walk through them, 0 is none."""
         self._quiet = True
         try:
             self._ids = hits["product_id"].tolist()
-            lines = [
-                (f"{hit.rank:>2} · {draw.plain(hit.title or 'no title')[:70]} · {hit.score:.3f}", hit.product_id)
-                for hit in hits.itertuples()
-            ]
-            options = [("nothing", None), *lines]
-            if list(self.explain.options) != options:
-                self.explain.options = options
-            self.explain.value = state.selected if state.selected in self._ids else None
+            self.explain.max = len(self._ids)
+            self.explain.value = 1 + self._ids.index(state.selected) if state.selected in self._ids else 0
         finally:
             self._quiet = False
 

@@ -316,17 +316,21 @@ def test_a_typed_query_fills_the_tiles(explorer):
     assert shown == wanted
     explorer.k.value = 24
     assert len(explorer.cards.children) == 24
+    explorer.category.value = "dress"
+    assert explorer.state.category == "dress"
+    explorer.category.value = ""
+    assert explorer.state.category is None
     assert explorer.history == ["red acme", "blue acme"]
     assert json.loads(explorer.asked.value) == explorer.history
 
 
-def test_buttons_and_list_choose_a_product(explorer):
+def test_buttons_and_ranks_choose_a_product(explorer):
     assert explorer.widget
     explorer.cards.children[2].children[1].children[0].click()
     third = explorer.views.search(explorer.state)["product_id"].iloc[2]
-    assert (explorer.state.selected, explorer.explain.value) == (third, third)
+    assert (explorer.state.selected, explorer.explain.value) == (third, 3)
     assert "Words that matter" in explorer.panel.value
-    explorer.explain.index = 1
+    explorer.explain.value = 1
     assert explorer.state.selected == explorer.views.search(explorer.state)["product_id"].iloc[0]
     explorer.blank.value = True
     assert "without its image" in explorer.edited.value
@@ -352,7 +356,7 @@ def test_side_by_side_takes_the_place_of_the_tiles(explorer):
     explorer.compare.value = "title"
     assert not explorer.cards.children
     assert "mkx-versus" in explorer.beside.value
-    explorer.compare.value = None
+    explorer.compare.value = ""
     assert len(explorer.cards.children) == 6
     assert explorer.beside.value == ""
 
@@ -380,7 +384,12 @@ def test_a_state_travels_through_a_file(explorer, retrievers, tmp_path):
     again = QueryExplorer(retrievers, queries=["red"], state=path)
     assert again.state == explorer.state
     assert again.widget
-    assert (again.query.value, again.k.value, again.compare.value) == ("blue acme", 24, "title")
+    assert (again.query.value, again.k.value, again.compare.value, again.category.value) == (
+        "blue acme",
+        24,
+        "title",
+        "",
+    )
 
 
 def test_a_newer_query_takes_over(explorer):
