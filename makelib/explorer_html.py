@@ -100,8 +100,10 @@ def marks(hit: Mapping) -> str:
     found = ""
     if hit["relevance"] == hit["relevance"]:
         kind = "full" if hit["relevance"] >= 1 else "part" if hit["relevance"] > 0 else "none"
-        said = {"full": "✓ relevant", "none": "✗ not relevant"}.get(kind) or f"◐ {hit['relevance']:.0%} relevant"
-        found += f'<span class="mkx-mark mkx-{kind}" title="{attribute(hit["wishes"])}">{said}</span>'
+        sign, said = {"full": ("✓", "relevant"), "none": ("✗", "not relevant")}.get(
+            kind, (f"◐ {hit['relevance']:.0%}", "relevant")
+        )
+        found += f'<span class="mkx-mark mkx-{kind}" title="{attribute(hit["wishes"])}">{sign}<span class="mkx-long"> {said}</span></span>'
     return found + ('<span class="mkx-mark mkx-clicked">clicked</span>' if hit["clicked"] else "")
 
 
@@ -245,13 +247,8 @@ def what_if(before: Variation, after: Variation, said: str) -> str:
         for name, v in (("as listed", before), (said, after))
     )
     step = before.rank - after.rank
-    verdict = (
-        f"It would rise by {step:,} places."
-        if step > 0
-        else f"It would fall by {-step:,} places."
-        if step < 0
-        else "Its rank would stay."
-    )
+    places = f"{abs(step):,} place{'s' * (abs(step) != 1)}"
+    verdict = f"It would {'rise' if step > 0 else 'fall'} by {places}." if step else "Its rank would stay."
     return (
         '<table class="mkx-whatif"><thead><tr><th></th><th scope="col">modal weights</th><th scope="col">score</th>'
         f'<th scope="col">rank</th></tr></thead><tbody>{rows}</tbody></table><p>{verdict}</p>'
