@@ -665,11 +665,12 @@ def telling_queries(retriever: Retriever, most: int = 300) -> dict[str, str]:
         return {}
     queries = catalog.queries["query"].iloc[rows].reset_index(drop=True)
     found, _ = retriever.index.search(retriever.model.encode_queries(queries.tolist()), 10)
+    weights = retriever.vectors.weights[found, 1]  # 0 and 1 say that something is missing, not what the model leans on
     table = pd.DataFrame(
         {
             "query": queries,
             "length": [len(words(query)) for query in queries],
-            "image": np.nan_to_num(retriever.vectors.weights[found, 1].mean(axis=1), nan=0.5),
+            "image": pd.DataFrame(np.where((weights > 0) & (weights < 1), weights, np.nan)).mean(axis=1).fillna(0.5),
         }
     )
     scores = evaluation.evaluate(catalog, rows, found, settings_module.Evaluation(cutoffs=(10,)))
