@@ -78,7 +78,7 @@ def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k
     vectors, random, rows = retriever.vectors.embedding, np.random.default_rng(0), []
     texts = retriever.catalog.queries["query"].iloc[:queries].tolist()
     asked = retriever.model.encode_queries(texts)
-    threads = set_threads(1)
+    set_threads(1)
     try:
         for size in progress(sizes, description="sizes", unit="size"):
             grown = np.resize(vectors, (size, vectors.shape[1])).copy()

@@ -73,7 +73,9 @@ class Gate(nn.Module):
         self.temperature = temperature
 
     def forward(self, u_t: Tensor, u_v: Tensor, present: Tensor) -> Tensor:
-        return masked_softmax(self.mlp(torch.cat([u_t, u_v, u_t * u_v], dim=-1)) / self.temperature, present)
+        d = u_t.shape[-1]  # entries of unit vectors are of size 1/√d; brought to size 1, or the gate would learn last
+        evidence = torch.cat([u_t * d**0.5, u_v * d**0.5, u_t * u_v * d], dim=-1)
+        return masked_softmax(self.mlp(evidence) / self.temperature, present)
 
 
 class CrossAttentionBlock(nn.Module):

@@ -76,7 +76,7 @@ class Model:
 
     fusion: Fusion = "adaptive"
     #: retrieval width d
-    dim: int = 64
+    dim: int = 128
     #: encoder width D
     width: int = 64
     text_layers: int = 1
@@ -137,16 +137,20 @@ class Objectives:
 class Training:
     """The loop, see `makelib.training`. One step is one batch of `batch_size` clicked (query, product) pairs per process."""
 
-    steps: int = 400
+    steps: int = 240
     batch_size: int = 256
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
     image_warmup: int = 400
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip: float = 1.0
     #: share of rows whose title (and as many whose image) is hidden in training
     modality_dropout: float = 0.1
+    #: share of query and title tokens that are hidden in training
+    word_dropout: float = 0.15
+    #: mirror, shift and light each photograph differently every time
+    augment_images: bool = True
     #: never two rows of one batch with the same query
     unique_queries: bool = False
     finetune_steps: int = 0
@@ -156,7 +160,7 @@ class Training:
     #: stop after so many evaluations without a better validation Recall@100; 0 = never
     patience: int = 0
     #: steps between checkpoints
-    checkpoint_every: int = 200
+    checkpoint_every: int = 100
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
@@ -281,7 +285,7 @@ def preset(name: str) -> Settings:
             "seeds": (0, 1, 2, 3, 4),
             "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
             "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
-            "model.width": 128, "model.dim": 128, "model.text_layers": 2,
+            "model.width": 128, "model.text_layers": 2, "training.image_warmup": 2000, "training.learning_rate": 2e-3,
             "training.steps": 4000, "training.evaluations": 10, "training.patience": 4, "training.finetune_steps": 400,
             "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
             "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000, "evaluation.resamples": 10000,

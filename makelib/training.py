@@ -132,11 +132,16 @@ class Batches:
             present[both & (hidden < rate), 0] = False
             present[both & (hidden > 1 - rate), 1] = False
         masks = self.masks(queries, products)
+        if settings.keywords.enrichment:
+            extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
+        # what follows differs between processes: each disturbs its own rows
+        random = np.random.default_rng([self.seed, STAGES.index(stage), step, self.rank])
         inputs = {
             **_trimmed("query", self.query_tokens, queries[mine]),
-            **self._product_inputs("", products[mine], present[mine]),
+            **self._product_inputs("", products[mine], present[mine], random),
             "negatives": masks.negatives[mine, mine],
         }
+        drop_words(inputs["query_mask"], settings.training.word_dropout, random)
         pairs = {
             "positives": masks.positives,
             "negatives": masks.negatives,
@@ -145,15 +150,14 @@ class Batches:
             "log_popularity": self.log_popularity[products],
         }
         if settings.keywords.enrichment:
-            extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
             texts = [self.query_texts[row] for row in queries[mine]]
             enriched = encode(self.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
             inputs |= {f"enriched_{name}": array for name, array in enriched.items()}
         if stage == "finetune" and self.mined is not None:
-            column = random.integers(self.mined.shape[1], size=len(queries))
-            hard = self.mined[queries, column][mine]
+            column = random.integers(self.mined.shape[1], size=B)
+            hard = self.mined[queries[mine], column]
             hard_present = np.stack([self.has_title[hard], self.has_image[hard]], axis=1)
-            inputs |= self._product_inputs("negative_", hard, hard_present)
+            inputs |= self._product_inputs("negative_", hard, hard_present, random)
         if settings.objectives.masked_language and settings.model.fusion != "image":
             ids, real = inputs["title_ids"], inputs["title_mask"] > 0
             chosen = real & (ids != self.tokenizer.cls_token_id) & (random.random(ids.shape) < 0.15)
@@ -164,11 +168,16 @@ class Batches:
             *({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in part.items()} for part in (inputs, pairs))
         )
 
-    def _product_inputs(self, prefix: str, rows: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
+    def _product_inputs(
+        self, prefix: str, rows: np.ndarray, present: np.ndarray, random: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         """A hidden title is one [CLS], a hidden image is black; their weight is 0 either way."""
         tokens = _trimmed(f"{prefix}title", self.titles, rows)
+        drop_words(tokens[f"{prefix}title_mask"], self.settings.training.word_dropout, random)
         tokens[f"{prefix}title_mask"][~present[:, 0], 1:] = 0
         pixels = self.pixels[rows]
+        if self.settings.training.augment_images:
+            pixels = augment(pixels, random)
         pixels[~present[:, 1]] = 0
         return {**tokens, f"{prefix}pixels": pixels, f"{prefix}present": present.astype(np.float32)}
 
@@ -192,6 +201,31 @@ class Batches:
         return mined
 
 
+def drop_words(mask: np.ndarray, share: float, random: np.random.Generator) -> None:
+    """Hide a share of the tokens of each row of `mask` (B, L), in place; [CLS], the first, always stays.
+
+    Few intents make a dual encoder learn strings by heart; with words missing at random it has to understand each.
+    """
+    hidden = random.random(mask.shape) < share
+    hidden[:, 0] = False
+    mask[hidden] = 0
+
+
+def augment(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Mirrored, shifted by up to an eighth and lit differently, each photograph its own way: uint8 (B, S, S, 3), a copy.
+
+    A catalogue's few thousand photographs are soon learned by heart, and unseen products are then not found.
+    """
+    B, S = pixels.shape[:2]
+    reach = S // 8
+    rows, columns = (np.arange(S) + random.integers(-reach, reach + 1, (B, 1)) for _ in range(2))  # (B, S)
+    columns = np.where(random.random((B, 1)) < 0.5, S - 1 - columns, columns)
+    rows, columns = np.clip(rows, 0, S - 1), np.clip(columns, 0, S - 1)
+    moved = pixels[np.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    light = random.uniform(0.8, 1.2, (B, 1, 1, 1)).astype(np.float32)
+    return np.clip(moved * light, 0, 255).astype(np.uint8)
+
+
 def _trimmed(prefix: str, tokens: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Ids and mask of some rows, cut to the longest of them."""
     mask = tokens["mask"][rows]
@@ -209,7 +243,14 @@ def warm_up_images(catalog: Catalog, settings: Settings) -> Path:
     """
     model, training = settings.model, settings.training
     shape = {"image_size": model.image_size, "level": model.image_level, "width": model.width}
-    key = fingerprint(model.image_backbone, model.image_pretrained, shape, training.image_warmup, catalog.fingerprint)
+    key = fingerprint(
+        model.image_backbone,
+        model.image_pretrained,
+        shape,
+        training.image_warmup,
+        training.augment_images,
+        catalog.fingerprint,
+    )
     file = catalog.folder / ".cache" / f"image-encoder-{key}.safetensors"
     if file.is_file():
         return file
@@ -234,7 +275,8 @@ def warm_up_images(catalog: Catalog, settings: Settings) -> Path:
             )  # convolutions with batch norm take larger steps than text
         chosen = random.choice(len(rows), size, replace=False)
         target = torch.from_numpy(said[chosen].toarray()).float().to(device)
-        logits = words(mean_pool(encoder(torch.from_numpy(pixels[chosen]).to(device))))
+        shown = augment(pixels[chosen], random) if training.augment_images else pixels[chosen]
+        logits = words(mean_pool(encoder(torch.from_numpy(shown).to(device))))
         loss = torch.nn.functional.cross_entropy(logits, target / target.sum(dim=1, keepdim=True))
         optimizer.zero_grad()
         loss.backward()

@@ -119,10 +119,11 @@ def slow_rules(catalog, queries, products):
         evidence = asked <= title[own] and asked <= known
         for j in range(size):
             other_query, p = catalog.queries["query_id"][queries[j]], catalog.products["product_id"][products[j]]
-            if (text[q], group[p]) in clicked or text[q] == text[other_query]:
-                positives[i, j] = True
+            same_string = text[q] == text[other_query]
+            positives[i, j] |= same_string and group[p] == group[own]
+            known_click = (text[q], group[p]) in clicked or same_string
             worded = evidence and asked <= title[p] and category[p] == category[own]
-            masked[i, j] |= positives[i, j] or group[p] == group[own] or worded
+            masked[i, j] |= known_click or group[p] == group[own] or worded
     return positives, masked
 
 

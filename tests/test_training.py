@@ -10,13 +10,24 @@ import socket
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 from makelib.catalog import write_catalog
+from makelib.encoders import ImageEncoder, mean_pool
 from makelib.runtime import UserError
 from makelib.settings import preset
-from makelib.training import Batches, learning_rate, tokenizer_for, train, validation_recall
+from makelib.training import (
+    Batches,
+    augment,
+    drop_words,
+    learning_rate,
+    tokenizer_for,
+    train,
+    validation_recall,
+    warm_up_images,
+)
 
 COLOURS = {"red": (210, 30, 30), "blue": (30, 30, 210), "green": (30, 180, 30), "black": (20, 20, 20)}
 TYPES, BRANDS = ("dress", "shoe", "bag"), ("acme", "bolt", "core", "dyna")
@@ -70,7 +81,7 @@ def tiny(**changes):
     return preset("smoke").replace(
         **{
             "model.width": 32, "model.dim": 32, "model.image_size": 16, "model.image_level": 3, "text.vocabulary": 400,
-            "training.steps": 12, "training.image_warmup": 0, "training.batch_size": 32, "training.checkpoint_every": 5, "training.evaluations": 2,
+            "training.steps": 12, "training.image_warmup": 0, "training.word_dropout": 0.0, "training.augment_images": False, "training.batch_size": 32, "training.checkpoint_every": 5, "training.evaluations": 2,
             "keywords.enrichment": True, "keywords.false_negatives": "rule", **changes,
         }
     )  # fmt: skip
@@ -110,7 +121,9 @@ def test_it_overfits_sixteen_triples(catalog, tmp_path):
 
 def test_it_learns_what_needs_both_modalities(catalog, tmp_path):
     """Colour is only in the image, brand only in the title: `adaptive` must beat both single modalities and chance by far."""
-    settings = tiny(**{"training.steps": 150, "training.batch_size": 64, "objectives.query_image": 1.0})
+    settings = tiny(
+        **{"training.steps": 100, "training.image_warmup": 40, "training.batch_size": 64, "objectives.query_image": 1.0}
+    )
     recall = {}
     for fusion in ("title", "image", "adaptive"):
         chosen = settings.replace(**{"model.fusion": fusion})
@@ -204,6 +217,48 @@ def test_half_batches_of_two_ranks_are_the_whole_batch_of_one(catalog):
         assert torch.equal(whole.pairs[name], halves[0].pairs[name])
         assert torch.equal(whole.pairs[name], halves[1].pairs[name])
     assert torch.equal(whole.inputs["pixels"], torch.cat([half.inputs["pixels"] for half in halves]))
+
+
+def test_photographs_are_disturbed_each_its_own_way_and_never_in_place():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    before = pixels.copy()
+    one, two = (augment(pixels, np.random.default_rng(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(pixels, before)
+    assert one.shape == pixels.shape
+    assert one.dtype == np.uint8
+    assert (one != two).any(axis=(1, 2, 3)).all()
+    flat = np.full((50, 16, 16, 3), 100, np.uint8)
+    lit = augment(flat, np.random.default_rng(0))
+    assert (lit == lit[:, :1, :1]).all(), "moving and mirroring a plain picture changes nothing but its light"
+    assert lit.min() >= 80
+    assert lit.max() <= 120
+
+
+def test_dropped_words_keep_the_first_token_and_the_padding():
+    mask = np.ones((2000, 6), np.int64)
+    mask[:, 5] = 0
+    drop_words(mask, 0.3, np.random.default_rng(0))
+    assert (mask[:, 0] == 1).all()
+    assert (mask[:, 5] == 0).all()
+    assert mask[:, 1:5].mean() == pytest.approx(0.7, abs=0.03)
+
+
+def test_the_image_encoder_warms_up_once_and_names_what_it_sees(catalog, tmp_path):
+    settings = tiny(**{"training.image_warmup": 60, "training.batch_size": 64})
+    file = warm_up_images(catalog, settings)
+    stamp = file.stat().st_mtime_ns
+    assert warm_up_images(catalog, settings).stat().st_mtime_ns == stamp
+    encoder = ImageEncoder(settings.model.image_backbone, image_size=16, level=settings.model.image_level, width=32)
+    encoder.load_state_dict(safetensors.torch.load_file(file))
+    pixels, has_image = catalog.images(16)
+    rows = np.flatnonzero(has_image)
+    with torch.inference_mode():
+        seen = torch.nn.functional.normalize(
+            mean_pool(encoder.eval()(torch.from_numpy(np.array(pixels[rows])))), dim=-1
+        )
+    colours = np.array([catalog.products["attributes"][row]["colour"] for row in rows])
+    alike = (seen @ seen.T).fill_diagonal_(-1).argmax(dim=1).numpy()
+    assert (colours[alike] == colours).mean() > 0.9  # chance is 0.25
 
 
 def test_unique_queries_never_repeat_a_string(catalog):
