@@ -196,6 +196,9 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
     - `clean titles`, `stuffed titles`: by `catalog.truth["stuffed_words"]` per fully relevant product, up to and above
       its median over the queries.
 
+    - `asks hidden <column>`, `asks told <column>`: queries for a value of a column that terse sellers leave out of titles
+      (`catalog.truth["title_names_<column>"]`), by whether less than half of the fully relevant titles tell it.
+
     A segment that the catalogue cannot define, or that no query is in, is left out.
     """
     query_rows = np.asarray(query_rows, dtype=np.int64)
@@ -255,6 +258,15 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
         stuffed = _share(np.bincount(position, weights=stuffed, minlength=len(query_rows)), count)
         columns["clean titles"] = stuffed <= np.nanmedian(stuffed)
         columns["stuffed titles"] = stuffed > np.nanmedian(stuffed)
+
+    if catalog.truth is not None and len(position):
+        for name in catalog.truth.columns[catalog.truth.columns.str.startswith("title_names_")]:
+            column = name.removeprefix("title_names_")
+            asks = np.array([column in wanted for wanted in constraints], dtype=bool)
+            told = catalog.truth[name].to_numpy(np.float64)[product]
+            told = _share(np.bincount(position, weights=told, minlength=len(query_rows)), count)
+            columns[f"asks hidden {column}"] = asks & (told < 0.5)
+            columns[f"asks told {column}"] = asks & (told >= 0.5)
 
     table = pd.DataFrame(columns, index=pd.Index(queries["query_id"].to_numpy(), name="query_id"))
     return table.loc[:, table.any() | (table.columns == "all")]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
@@ -40,6 +41,13 @@ def start() -> Path:
     plots.use_style()
     warnings.filterwarnings("ignore", category=FutureWarning)
     return root
+
+
+def keep(experiment: Experiment, caption: str) -> None:
+    """Keep the figure drawn last for the run's index page, under its caption."""
+    folder = experiment.run / "figures"
+    folder.mkdir(exist_ok=True)
+    plt.gcf().savefig(folder / f"{caption}.png")
 
 
 # -- 1 · data ---------------------------------------------------------------------------------------------------------
