@@ -1,0 +1,132 @@
+"""The grid of arms: what is cached is not computed again, what changed is, and an arm that did not run is never scored."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from makelib import ablation
+from makelib.ablation import PLANNED, REFERENCES, STUDIES, Experiment, find_model
+from makelib.runtime import UserError
+from makelib.settings import preset
+
+TINY = {
+    "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
+    "training.image_warmup": 2, "training.evaluations": 1, "evaluation.test_queries": 20, "evaluation.validation_queries": 10,
+    "evaluation.resamples": 50, "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
+    "ablation.fusions": ["title", "adaptive"], "ablation.keywords": ["none", "false_negatives"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield Experiment.open(folder / "run", "smoke", "bazaar", 1, TINY)
+
+
+@pytest.fixture(scope="module")
+def rows(experiment):
+    return experiment.study("modal_adaptation")
+
+
+def test_an_arm_that_did_not_run_is_named_and_never_scored(experiment):
+    with pytest.raises(UserError, match="not run.*enrichment, seed 0"):
+        experiment.per_query("keyword_enhancement", ["enrichment"])
+
+
+def test_result_rows_follow_the_contract(experiment, rows):
+    wanted = {"study", "variant", "metric", "segment", "per_seed", "mean", "interval", "reference", "difference"}
+    assert all(wanted <= set(row) for row in rows)
+    assert {row["variant"] for row in rows} == {"title", "adaptive"}
+    first = next(r for r in rows if (r["variant"], r["metric"], r["segment"]) == ("adaptive", "Rel@10", "all"))
+    assert first["reference"] == "title"
+    means = {r["variant"]: r["mean"] for r in rows if r["metric"] == "Rel@10" and r["segment"] == "all"}
+    assert first["difference"] == pytest.approx(means["adaptive"] - means["title"])
+    kept = json.loads((experiment.run / "results" / "modal_adaptation.json").read_text())
+    assert len(kept) == len(rows)
+
+
+def test_a_second_run_computes_only_what_changed(experiment, rows, monkeypatch):
+    began = []
+    monkeypatch.setattr(ablation.concurrent.futures, "ProcessPoolExecutor", lambda *a, **k: began.append(a) or 1 / 0)
+    experiment.study("modal_adaptation")  # everything is there: no worker starts
+    assert not began
+    with pytest.raises(ZeroDivisionError):
+        experiment.train(experiment.arms("keyword_enhancement", ["false_negatives"]))
+
+
+def test_equal_arms_are_one_folder_and_every_change_another(experiment):
+    none = experiment.arm("keyword_enhancement", "none", 0)
+    assert none.folder == experiment.arm("modal_adaptation", "adaptive", 0).folder
+    assert none.done
+    folders = {experiment.arm("keyword_enhancement", variant, 0).folder for variant in STUDIES["keyword_enhancement"]}
+    assert len(folders) == len(STUDIES["keyword_enhancement"])
+    assert experiment.arm("modal_adaptation", "adaptive", 1).folder != none.folder
+
+
+def test_the_key_covers_the_code(experiment, monkeypatch):
+    before = experiment.arm("modal_adaptation", "title", 0).folder
+    monkeypatch.setattr(ablation, "code_version", lambda: "other")
+    assert experiment.arm("modal_adaptation", "title", 0).folder != before
+
+
+def test_an_arm_leaves_what_later_chapters_read(experiment, rows):
+    folder = experiment.arm("modal_adaptation", "adaptive", 0).folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"arm.json", "model", "index", "products.npz", "hits.npz", "per_query.parquet", "curves.parquet"} <= names
+    assert "checkpoint" not in names
+    table = pd.read_parquet(folder / "per_query.parquet")
+    assert len(table) == len(experiment.test_rows)
+    assert experiment.catalog.queries["split"].iloc[experiment.test_rows].eq("test").all()
+
+
+def test_a_failing_arm_does_not_take_the_others_along(experiment, monkeypatch, tmp_path):
+    broken = Experiment(tmp_path / "run", experiment.settings, experiment.catalog)
+    good, bad = broken.arm("modal_adaptation", "title", 0), broken.arm("modal_adaptation", "mean", 0)
+    bad.folder.mkdir(parents=True)
+    (bad.folder / "checkpoint").mkdir()
+    (bad.folder / "checkpoint" / "state.json").write_text('{"identity": "of another run"}')
+    with pytest.raises(UserError, match=r"1 of 2 arms failed.*mean, seed 0.*other settings"):
+        broken.train([bad, good])
+    assert good.done
+    assert not bad.done
+
+
+def test_find_model(experiment, rows, tmp_path):
+    assert find_model(experiment.run, "title") == experiment.arm("modal_adaptation", "title", 0).folder
+    assert find_model(experiment.run).is_dir()
+    with pytest.raises(UserError, match="no trained variant 'gate'"):
+        find_model(experiment.run, "gate")
+    with pytest.raises(UserError, match="no trained model"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nope", "bazaar"), "Unknown preset"),
+        (("smoke", "no-such-folder"), "no catalogue"),
+        (("smoke", "bazaar", -1), "seeds"),
+        (("smoke", "bazaar", 0, {"training.stepz": 1}), "no setting"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_write_nothing(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        Experiment.open(tmp_path / "run", *arguments)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_planned_comparisons_are_among_the_references():
+    assert all((variant, reference) in REFERENCES[study] for study, variant, reference in PLANNED)
+    assert all({variant for variant, _ in pairs} <= set(STUDIES[study]) for study, pairs in REFERENCES.items())
+
+
+def test_presets_ask_for_known_variants():
+    for name in ("smoke", "quick", "full"):
+        ablation_settings = preset(name).ablation
+        assert set(ablation_settings.fusions) <= set(STUDIES["modal_adaptation"])
+        assert set(ablation_settings.keywords) <= set(STUDIES["keyword_enhancement"])

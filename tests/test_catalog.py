@@ -1,0 +1,161 @@
+"""The three tables: what is written is read back, what does not fit is refused, relevance equals its definition."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from makelib.catalog import Catalog, fit, write_catalog
+from makelib.runtime import UserError
+
+
+def png(colour, size=(8, 6)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def tables():
+    products = pd.DataFrame(
+        {
+            "product_id": ["a", "b", "c"],
+            "title": ["red dress", None, "blue shoe"],
+            "image": [png("red"), None, png("blue")],
+            "category": ["dress", None, "shoe"],
+            "attributes": [{"colour": "red", "type": "dress"}, None, {"colour": "blue", "type": "shoe"}],
+            "group": ["g", None, "g"],
+        }
+    )
+    queries = pd.DataFrame(
+        {
+            "query_id": ["1", "2", "3"],
+            "query": ["red dress", "shoe", "anything"],
+            "split": ["train", "test", "test"],
+            "constraints": [{"colour": "red", "type": "dress"}, {"type": "shoe"}, None],
+        }
+    )
+    interactions = pd.DataFrame(
+        {"query_id": ["1", "3"], "product_id": ["a", "b"], "label": [1.0, 0.5], "kind": ["click", "judgment"]}
+    )
+    return {"products": products, "queries": queries, "interactions": interactions}
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    written = write_catalog(tmp_path / "c", name="c", **tables(), info={"generated_queries": True})
+    catalog = Catalog.open(tmp_path / "c")
+    assert catalog.fingerprint == written.fingerprint
+    assert catalog.info["generated_queries"] is True
+    assert catalog.products["title"].fillna("").tolist() == ["red dress", "", "blue shoe"]
+    assert catalog.products["attributes"][0] == {"colour": "red", "type": "dress"}
+    assert catalog.groups.tolist() == [0, 1, 0]
+    assert catalog.seen.tolist() == [True, False, True]  # c is a further listing of a
+    assert catalog.image(1) is None
+    assert catalog.image(0).size == (8, 6)
+    assert [array.tolist() for array in catalog.clicks("train")] == [[0], [0]]
+
+
+def test_images_are_fitted_and_kept(tmp_path):
+    catalog = write_catalog(tmp_path / "c", name="c", **tables())
+    pixels, present = catalog.images(8)
+    assert pixels.shape == (3, 8, 8, 3)
+    assert present.tolist() == [True, False, True]
+    assert pixels[0, 4, 4].tolist() == [255, 0, 0]
+    assert pixels[0, 0, 4].tolist() == [255, 255, 255]  # 8 x 6 in a square of 8: white above
+    kept = list((tmp_path / "c" / ".cache").glob("images-*-8.npy"))
+    assert len(kept) == 1
+    stamp = kept[0].stat().st_mtime_ns
+    catalog.images(8)
+    assert kept[0].stat().st_mtime_ns == stamp
+
+
+def test_relevance_counts_constraints_and_falls_back_to_judgments(tmp_path):
+    catalog = write_catalog(tmp_path / "c", name="c", **tables())
+    np.testing.assert_allclose(catalog.relevance([0, 1, 2, 0]), [[1, 0, 0], [0, 0, 1], [0, 0.5, 0], [1, 0, 0]])
+    np.testing.assert_allclose(catalog.relevance([2, 0], [1, 0]), [[0.5, 0], [0, 1]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_relevance_equals_a_loop(tmp_path_factory, seed):
+    random = np.random.default_rng(seed)
+    values, keys = ["x", "y", "z"], ["k1", "k2", "k3"]
+
+    def some():
+        return {key: str(random.choice(values)) for key in keys if random.random() < 0.6}
+
+    attributes, constraints = [some() for _ in range(6)], [some() or {"k1": "x"} for _ in range(4)]
+    catalog = write_catalog(
+        tmp_path_factory.mktemp("relevance") / "c",
+        name="c",
+        products=pd.DataFrame({"product_id": list("abcdef"), "title": "t", "attributes": attributes}),
+        queries=pd.DataFrame({"query_id": list("1234"), "query": "q", "split": "test", "constraints": constraints}),
+        interactions=pd.DataFrame({"query_id": ["1"], "product_id": ["a"], "label": [1.0], "kind": ["click"]}),
+    )
+    expected = [[sum(a.get(k) == v for k, v in c.items()) / len(c) for a in attributes] for c in constraints]
+    np.testing.assert_allclose(catalog.relevance(np.arange(4)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("products", "product_id", "a", "product_id 'a' stands on more than one row"),
+        ("queries", "split", "dev", "split 'dev' is unknown"),
+        ("interactions", "kind", "purchase", "kind 'purchase' is unknown"),
+        ("interactions", "product_id", "zz", "'zz' is named but stands in no row"),
+        ("interactions", "query_id", "99", "'99' is named but stands in no row"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_old_catalogue_stays(tmp_path, table, column, value, message):
+    old = write_catalog(tmp_path / "c", name="c", **tables())
+    bad = tables()
+    bad[table].loc[1, column] = value
+    with pytest.raises(UserError, match=message):
+        write_catalog(tmp_path / "c", name="c", **bad)
+    assert Catalog.open(tmp_path / "c").fingerprint == old.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["c"], "no draft is left behind"
+
+
+def test_opening_what_is_no_catalogue(tmp_path):
+    with pytest.raises(UserError, match=r"not a catalogue.*products.parquet.*makelib data"):
+        Catalog.open(tmp_path)
+    write_catalog(tmp_path / "c", name="c", **tables())
+    pd.DataFrame({"product_id": ["a"]}).to_parquet(tmp_path / "c" / "products.parquet")
+    with pytest.raises(UserError, match=r"lacks the column\(s\) attributes"):
+        Catalog.open(tmp_path / "c")
+    (tmp_path / "c" / "products.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(UserError, match="Cannot read"):
+        Catalog.open(tmp_path / "c")
+
+
+def test_an_interrupted_cache_is_never_half(tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c", name="c", **tables())
+    monkeypatch.setattr("makelib.catalog.fit", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        catalog.images(8)
+    monkeypatch.undo()
+    assert catalog.images(8)[1].sum() == 2
+    assert not [path for path in (tmp_path / "c" / ".cache").iterdir() if path.name.startswith(".images")]
+
+
+@pytest.mark.parametrize("size", [(1, 50), (50, 1), (3, 3), (200, 100)])
+def test_fit_keeps_the_aspect_and_the_square(size):
+    fitted = fit(Image.new("RGB", size, "black"), 10)
+    assert fitted.shape == (10, 10, 3)
+    dark = (fitted < 128).all(axis=2)
+    assert dark.any()
+    assert dark.sum() <= 100
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    one = write_catalog(tmp_path / "one", name="one", **tables())
+    two = write_catalog(tmp_path / "two", name="two", **tables())
+    other = tables()
+    other["products"].loc[0, "title"] = "green dress"
+    three = write_catalog(tmp_path / "three", name="three", **other)
+    assert one.fingerprint == two.fingerprint != three.fingerprint
+    assert json.loads((tmp_path / "one" / "catalogue.json").read_text())["name"] == "one"
