@@ -32,7 +32,7 @@ def rows(experiment):
 
 
 def test_an_arm_that_did_not_run_is_named_and_never_scored(experiment):
-    with pytest.raises(UserError, match="not run.*enrichment, seed 0"):
+    with pytest.raises(UserError, match=r"not run.*enrichment, seed 0"):
         experiment.per_query("keyword_enhancement", ["enrichment"])
 
 

@@ -8,9 +8,14 @@ from makelib.runtime import atomic_file, atomic_folder, fingerprint, provenance
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(OSError, match="full"), atomic_file(target) as draft:
-        draft.write_text("half")
-        raise OSError("disk full")
+
+    def fill_the_disk():
+        with atomic_file(target) as draft:
+            draft.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
     assert target.read_text() == "old"
     with atomic_file(target) as draft:
         draft.write_text("new")
