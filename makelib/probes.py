@@ -83,6 +83,51 @@ def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 8), pr
     return pd.concat(tables, ignore_index=True)
 
 
+def directions(weights: pd.DataFrame, spoiled: pd.DataFrame, stuffed: pd.DataFrame) -> pd.DataFrame:
+    """METHOD's direction tests of the modal weights, each with what was measured and whether it holds.
+
+    Columns `claim, measured, holds`; claims that need a truth which the catalogue does not have are left out.
+    """
+    rows = []
+
+    def claim(text: str, measured: str, holds: bool) -> None:
+        rows.append({"claim": text, "measured": measured, "holds": "yes" if holds else "no"})
+
+    if "led" in weights:
+        means = weights[weights["has_title"] & weights["has_image"]].groupby("led")["weight_image"].mean()
+        claim(
+            "the image weighs more in image-led categories",
+            f"{means['image']:.2f} against {means['title']:.2f}",
+            means["image"] > means["title"],
+        )
+    if "image_reliability" in weights:
+        table = reliability_correlation(weights)
+        for led, group in table.groupby("led"):
+            rho = group["rho"].median()
+            claim(
+                f"within {led}-led categories it follows true reliability, rho > .5",
+                f"median rho {rho:+.2f}",
+                rho > 0.5,
+            )
+    for kind, group in spoiled.groupby("kind"):
+        means = group.groupby("strength")["weight_image"].mean()
+        claim(
+            f"it falls as images are spoiled by {kind}",
+            f"{means.iloc[0]:.3f} to {means.iloc[-1]:.3f}",
+            means.iloc[-1] < means.iloc[0],
+        )
+    means = stuffed.groupby("words")["weight_image"].mean()
+    claim(
+        "it rises as titles are stuffed", f"{means.iloc[0]:.3f} to {means.iloc[-1]:.3f}", means.iloc[-1] > means.iloc[0]
+    )
+    missing = weights[~weights["has_image"] & weights["has_title"]]["weight_image"]
+    if len(missing):
+        claim(
+            "a missing image has weight exactly 0", f"largest of {len(missing)}: {missing.max():g}", missing.max() == 0
+        )
+    return pd.DataFrame(rows)
+
+
 def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
     """Mean scores of the same model when every product is indexed whole, without its image, and without its title.
 

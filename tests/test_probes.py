@@ -1,0 +1,105 @@
+"""Questions to a model: each table on a small untrained one, and the direction tests on numbers made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from makelib import plots, probes
+from makelib.model import MakeModel
+from makelib.retriever import Retriever
+from makelib.settings import preset
+from makelib.sources.bazaar import generate
+from makelib.training import tokenizer_for
+
+SETTINGS = preset("smoke").replace(
+    **{
+        "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "model.width": 32, "model.dim": 16,
+        "training.batch_size": 32, "text.vocabulary": 600,
+    }
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory):
+    catalog = generate(SETTINGS.bazaar, tmp_path_factory.mktemp("world") / "bazaar")
+    torch.manual_seed(0)
+    model = MakeModel.from_settings(
+        SETTINGS.model, SETTINGS.text, SETTINGS.objectives, tokenizer_for(catalog, SETTINGS)
+    )
+    torch.nn.init.normal_(model.fusion.weigh.mlp[-1].weight)  # an untrained gate says one half to everything
+    return Retriever.build("tiny", model, catalog)
+
+
+def test_weights_carry_the_truth(retriever):
+    table = probes.modal_weights(retriever)
+    assert len(table) == 200
+    assert (table.loc[~table["has_image"] & table["has_title"], "weight_image"] == 0).all()
+    assert {"image_reliability", "title_reliability", "led"} <= set(table)
+
+
+def test_experiments_change_what_they_say(retriever):
+    spoiled = probes.spoil_images(retriever, "noise", (0, 1.0), products=20)
+    assert spoiled.groupby("strength")["row"].nunique().tolist() == [20, 20]
+    before, after = (group["weight_image"].to_numpy() for _, group in spoiled.groupby("strength"))
+    assert not np.allclose(before, after)
+    rows = spoiled["row"].unique()
+    np.testing.assert_allclose(
+        before, retriever.vectors.weights[rows, 1], atol=1e-5
+    )  # strength 0 is the product itself
+    stuffed = probes.stuff_titles(retriever, (0, 5), products=20)
+    np.testing.assert_allclose(stuffed.loc[stuffed["words"] == 0, "weight_image"], before, atol=1e-5)
+
+
+def test_false_negative_rules_are_judged_by_the_truth(retriever):
+    table = probes.false_negatives(retriever.catalog, SETTINGS, batches=5)
+    assert table.loc["none", "masked pairs"] == 0
+    assert table.loc["oracle", "anchors with a false negative"] <= table.loc["rule", "anchors with a false negative"]
+    assert table.loc["rule", "anchors with a false negative"] < table.loc["none", "anchors with a false negative"]
+    assert table.loc["rule", "precision"] > 0.5
+    assert table.loc["oracle", "recall"] > 0.9  # the cap of half a row may cost a pair
+
+
+def test_leave_one_out_and_enrichment_return_scores(retriever):
+    rows = retriever.catalog.query_rows("test")[:20]
+    table = probes.without_a_modality(retriever, rows, SETTINGS)
+    assert table.index.tolist() == ["title and image", "without images", "without titles"]
+    assert table["Rel@10"].between(0, 1).all()
+    gap = probes.enriched_gap(retriever, rows, SETTINGS)
+    assert gap.index.tolist() == ["raw query", "query and keywords"]
+
+
+def test_correlation_and_directions_on_numbers_made_by_hand():
+    advantage = np.linspace(-1, 1, 40)
+    weights = pd.DataFrame(
+        {
+            "category": ["a"] * 40 + ["b"] * 40, "led": ["image"] * 40 + ["title"] * 40, "has_title": True, "has_image": True,
+            "weight_image": np.r_[0.6 + 0.2 * advantage, 0.3 - 0.2 * advantage],
+            "image_reliability": np.r_[advantage, advantage], "title_reliability": 0.0,
+        }
+    )  # fmt: skip
+    rho = probes.reliability_correlation(weights).set_index("category")["rho"]
+    assert rho["a"] == pytest.approx(1)
+    assert rho["b"] == pytest.approx(-1)
+    spoiled = pd.DataFrame({"kind": "blur", "strength": [0, 1], "weight_image": [0.5, 0.4]})
+    stuffed = pd.DataFrame({"words": [0, 8], "weight_image": [0.5, 0.4]})
+    table = probes.directions(weights, spoiled, stuffed).set_index("claim")["holds"]
+    assert table["the image weighs more in image-led categories"] == "yes"
+    assert table["within image-led categories it follows true reliability, rho > .5"] == "yes"
+    assert table["within title-led categories it follows true reliability, rho > .5"] == "no"
+    assert table["it falls as images are spoiled by blur"] == "yes"
+    assert table["it rises as titles are stuffed"] == "no"
+
+
+def test_figures_draw_what_they_are_given(retriever):
+    plots.use_style()
+    weights = probes.modal_weights(retriever)
+    for ax in (
+        plots.weights_by_category(weights),
+        plots.weights_by_reliability(weights, "t"),
+        plots.reliabilities(retriever.catalog.truth),
+    ):
+        assert ax.get_title(loc="left")
+        assert ax.get_xlabel()
+    sheet = plots.gallery([None, np.zeros((4, 4, 3), np.uint8)], ["$untrusted$ <b>", "title"])
+    sheet.canvas.draw()  # a dollar sign in a title is no formula
