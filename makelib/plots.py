@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 COLOURS = {
     "title": "#999999", "image": "#56B4E9", "mean": "#E69F00", "global": "#CC79A7", "joint": "#F0E442", "gate": "#009E73",
     "adaptive": "#0072B2", "none": "#0072B2", "enrichment": "#E69F00", "false_negatives": "#009E73", "both": "#D55E00",
-    "full": "#D55E00", "oracle": "#000000", "unique_queries": "#CC79A7", "tfidf": "#56B4E9", "bm25": "#555555",
+    "full": "#D55E00", "title_keywords": "#888844", "oracle": "#000000", "unique_queries": "#CC79A7", "tfidf": "#56B4E9", "bm25": "#555555",
     "behaviour": "#BBBBBB",
 }  # fmt: skip
 LED = {"image": "#0072B2", "title": "#E69F00", "all": "#444444"}

@@ -61,7 +61,7 @@ def test_the_summary_keeps_its_contract(summary):
     for study, variants in {
         "modal_adaptation": {"title", "mean", "global", "joint", "adaptive"},
         "keyword_enhancement": {"none", "enrichment", "false_negatives", "both"},
-        "make": {"title", "adaptive", "full", "bm25"},
+        "make": {"title", "title_keywords", "adaptive", "full", "bm25"},
     }.items():
         assert {key[1] for key in rows if key[0] == study} == variants
     for row in rows.values():
