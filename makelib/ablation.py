@@ -211,8 +211,10 @@ class Experiment:
         if not todo:
             return
         workers = self.settings.ablation.workers or max(1, (os.cpu_count() or 1))
-        workers = min(workers, len(todo))
+        # by the setting, not by how many arms are left: sums depend on the number of threads, and an arm that is trained
+        # again alone must give the same numbers
         threads = max(1, (os.cpu_count() or 1) // workers)
+        workers = min(workers, len(todo))
         steps = sum(arm.settings.training.steps + arm.settings.training.finetune_steps for arm in todo)
         bar = progress(description=f"{len(todo)} arms, {workers} at a time", total=steps, unit="step")
         failures: dict[str, str] = {}

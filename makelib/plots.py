@@ -256,7 +256,7 @@ def differences(
             linewidth=1.4,
             label=f"paper's figure, other data (+{100 * paper:.2f})",
         )
-        ax.set_ylim(-1.6, len(chosen) - 0.4)
+        ax.set_ylim(-1.8, len(chosen) - 0.4)
         ax.legend(loc="lower right", fontsize=8)
     ax.set_yticks(
         range(len(chosen)), [f"{r['variant']} − {r['reference']}".replace("_", " ") for r in reversed(chosen)]
