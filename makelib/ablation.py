@@ -222,6 +222,7 @@ class Experiment:
         # what all arms share is made once, before workers read it
         for settings in {arm.settings.model: arm.settings for arm in todo}.values():
             self.catalog.images(settings.model.image_size)
+            self.catalog.further_images(settings.model.image_size)
             if settings.model.fusion != "title" and settings.training.image_warmup:
                 self.status("teaching the image encoder to see, once for all arms")
                 warm_up_images(self.catalog, settings)

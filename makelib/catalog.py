@@ -13,7 +13,7 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 from PIL import Image, ImageOps
@@ -36,6 +37,7 @@ PRODUCTS = datasets.Features(
         "product_id": datasets.Value("string"),
         "title": datasets.Value("string"),
         "image": datasets.Image(),
+        "images": datasets.List(datasets.Image()),
         "category": datasets.Value("string"),
         "attributes": datasets.Json(),
         "group": datasets.Value("string"),
@@ -70,7 +72,8 @@ class Catalog:
         fingerprint: identifies the content of the three tables.
         info: how it was made; `generated_queries: bool` says whether people or a program asked the queries.
         products: (N rows) `product_id, title, category, attributes, group`; rows of one `group` are listings of one
-            product (duplicates); pixels are read by `images` and `image`.
+            product (duplicates). Pixels are read by `image` and `images`, those of further photographs or video frames
+            (the column `images`; most products have none) by `further_images`.
         queries: (Q rows) `query_id, query, split, constraints, intent`; `intent` is what splits keep together.
         interactions: `query, product` (rows), `label`, `kind`.
         truth: what only a generator knows about each product (reliability of image and title, …), or None.
@@ -102,10 +105,11 @@ class Catalog:
         loaded = {}
         for name, features in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
             loaded[name] = _read(tables[name], cache)
-            missing = set(features) - set(loaded[name].column_names)
+            missing = set(features) - set(loaded[name].column_names) - {"images"}  # older catalogues have no further ones
             if missing:
                 raise UserError(f"{tables[name]} lacks the column(s) {', '.join(sorted(missing))}.")
-        products = loaded["products"].remove_columns("image").to_pandas()
+        pictures = {"image", "images"} & set(loaded["products"].column_names)
+        products = loaded["products"].remove_columns(sorted(pictures)).to_pandas()
         queries = loaded["queries"].to_pandas()
         ids = loaded["interactions"].to_pandas()
         interactions = pd.DataFrame(
@@ -132,25 +136,46 @@ class Catalog:
         return None if cell is None else rgb(cell)
 
     def images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """All photographs at `size` x `size`: uint8 pixels (N, size, size, 3), memory-mapped, and bool (N,) where there is one.
+        """The first photograph of every product at `size` x `size`: uint8 pixels (N, size, size, 3), memory-mapped, and
+        bool (N,) where there is one.
 
         Each is fitted into the square on white. Computed once per size and kept in the catalogue's cache folder.
         """
-        pixels_file = self.folder / ".cache" / f"images-{self.fingerprint}-{size}.npy"
-        present_file = pixels_file.with_name(f"present-{self.fingerprint}-{size}.npy")
+        cells = self._pixels.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        encoded = (cell and cell["bytes"] for cell in _cells_of(cells, "image"))
+        return self._decoded("images", encoded, len(self), size)
+
+    def further_images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Photographs after the first: uint8 pixels (M, size, size, 3), memory-mapped, and the product row of each,
+        int64 (M,), ascending. M is 0 for a catalogue in which each product has one."""
+        if not len(self._further):
+            return np.zeros((0, size, size, 3), np.uint8), self._further
+        cells = self._pixels.select_columns("images").cast_column("images", datasets.List(datasets.Image(decode=False)))
+        encoded = (cell["bytes"] for further in _cells_of(cells, "images") for cell in further or ())
+        return self._decoded("further-images", encoded, len(self._further), size)[0], self._further
+
+    @functools.cached_property
+    def _further(self) -> np.ndarray:
+        """Product row of each further photograph, int64 (M,)."""
+        if "images" not in self._pixels.column_names:
+            return np.zeros(0, np.int64)
+        counts = pc.fill_null(pc.list_value_length(self._pixels.data.column("images")), 0).to_numpy()
+        return np.repeat(np.arange(len(self), dtype=np.int64), counts)
+
+    def _decoded(
+        self, name: str, encoded: Iterable[bytes | None], count: int, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of `count` encoded photographs and where there are some, decoded once into the cache folder."""
+        pixels_file = self.folder / ".cache" / f"{name}-{self.fingerprint}-{size}.npy"
+        present_file = pixels_file.with_name(f"present-{name}-{self.fingerprint}-{size}.npy")
         if not (pixels_file.is_file() and present_file.is_file()):
-            cells = self._pixels.select_columns("image").cast_column("image", datasets.Image(decode=False))
-            present = np.zeros(len(self), dtype=bool)
+            present = np.zeros(count, dtype=bool)
             with atomic_file(pixels_file) as draft:
-                pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (len(self), size, size, 3))
-                bar = progress(description="images", total=len(self), unit="img")
-                for start in range(0, len(self), 100):  # few at a time: photographs may be of any size
-                    for offset, cell in enumerate(cells[start : start + 100]["image"]):
-                        if cell is not None:
-                            pixels[start + offset] = fit(Image.open(io.BytesIO(cell["bytes"])), size)
-                            present[start + offset] = True
-                    bar.update(min(100, len(self) - start))
-                bar.close()
+                pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (count, size, size, 3))
+                for place, content in enumerate(progress(encoded, description="images", total=count, unit="img")):
+                    if content is not None:
+                        pixels[place] = fit(Image.open(io.BytesIO(content)), size)
+                        present[place] = True
                 pixels.flush()
                 del pixels
             with atomic_file(present_file) as draft:
@@ -269,7 +294,8 @@ def write_catalog(
     """Check the three tables and write them as a catalogue folder, whole or not at all; returns it opened.
 
     Args:
-        products: columns of `PRODUCTS`; `image` as {"bytes": encoded file, "path": None} or None. `group` may be absent.
+        products: columns of `PRODUCTS`; `image` as {"bytes": encoded file, "path": None} or None, `images` as a list of
+            such (further ones). `images` and `group` may be absent.
             A stream of `pyarrow` tables with the schema `PRODUCTS.arrow_schema` is written table by table, so that a
             catalogue of any size needs the memory of one.
         queries: columns of `QUERIES`; `intent` may be absent (then each distinct set of constraints, or string, is one).
@@ -336,6 +362,12 @@ def write_catalog(
             encoding="utf-8",
         )
     return Catalog.open(folder)
+
+
+def _cells_of(table: datasets.Dataset, column: str) -> Iterator[Any]:
+    """The cells of a column, few rows in memory at a time: photographs may be of any size."""
+    for start in range(0, len(table), 100):
+        yield from table[start : start + 100][column]
 
 
 def _cells(column: pd.Series) -> list:

@@ -88,6 +88,34 @@ class ImageEncoder(nn.Module):
         return self.norm(self.project(feature_map.flatten(2).transpose(1, 2)) + self.position)
 
 
+class ImagePool(nn.Module):
+    """Several photographs (or video frames) of one product become one set of patches: attention over photographs (ours; the
+    paper names video as future work).
+
+    Each photograph is scored by its mean patch against one learned key; a product's patches are the softmax-weighted mean of
+    those of its photographs. The key starts at zero, so training begins with the plain mean. A product with one
+    photograph passes through unchanged, and a batch without further ones costs nothing.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.key = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: Tensor, owner: Tensor) -> Tensor:
+        """states (B + M, P, D): the first photograph of B products, then M further ones, `owner` int64 (M,) saying whose
+        -> (B, P, D)."""
+        B = len(states) - len(owner)
+        if len(owner) == 0:
+            return states
+        owner = torch.cat([torch.arange(B, device=owner.device), owner])  # (B + M,)
+        scores = (mean_pool(states) @ self.key).float()
+        largest = scores.new_full((B,), -torch.inf).scatter_reduce(0, owner, scores.detach(), "amax")
+        weights = (scores - largest[owner]).exp()
+        weights = weights / weights.new_zeros(B).index_add(0, owner, weights)[owner]
+        weighted = weights.to(states.dtype)[:, None, None] * states
+        return states.new_zeros(B, *states.shape[1:]).index_add(0, owner, weighted)
+
+
 def mean_pool(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over real positions: states (B, L, D), mask (B, L) with 1 at real ones -> (B, D). Padding never counts."""
     if mask is None:

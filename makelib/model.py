@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from makelib.encoders import ImageEncoder, QueryEncoder, TitleEncoder, mean_pool, text_config
+from makelib.encoders import ImageEncoder, ImagePool, QueryEncoder, TitleEncoder, mean_pool, text_config
 from makelib.fusion import Product, make_fusion
 from makelib.runtime import UserError, fingerprint, progress
 from makelib.settings import FUSIONS, Model, Objectives, Text
@@ -118,6 +118,7 @@ class MakeModel(PreTrainedModel):
         self.image_encoder = ImageEncoder(
             config.image_backbone, image_size=config.image_size, level=config.image_level, width=D
         )  # fmt: skip
+        self.image_pool = ImagePool(D)
         self.image_project = nn.Linear(D, d)
         self.fusion = make_fusion(
             config.fusion,
@@ -137,7 +138,7 @@ class MakeModel(PreTrainedModel):
         if "masked_language" in config.heads_for:
             self.word_head = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.LayerNorm(D), nn.Linear(D, text.vocab_size))
         if not self.sees_image:
-            del self.image_encoder, self.image_project
+            del self.image_encoder, self.image_pool, self.image_project
         if not self.sees_title:
             del self.title_encoder, self.title_project
         else:
@@ -176,11 +177,15 @@ class MakeModel(PreTrainedModel):
         states = self.query_states(ids, mask, segments) if states is None else states
         return F.normalize(self.query_project(mean_pool(states, mask)), dim=-1)
 
-    def states(self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def states(
+        self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor, owner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`H_t` (B, L, D) and `H_v` (B, P, D); zeros of one position for a modality that this fusion does not look at."""
         H_t = self.title_encoder(title_ids, title_mask) if self.sees_title else None
         H_v = self.image_encoder(pixels) if self.sees_image else None
-        H_t = H_v.new_zeros(len(pixels), title_ids.shape[1], self.config.width) if H_t is None else H_t
+        if H_v is not None and owner is not None:
+            H_v = self.image_pool(H_v, owner)
+        H_t = H_v.new_zeros(len(title_ids), title_ids.shape[1], self.config.width) if H_t is None else H_t
         H_v = H_t.new_zeros(len(title_ids), 1, self.config.width) if H_v is None else H_v
         return H_t, H_v
 
@@ -191,12 +196,15 @@ class MakeModel(PreTrainedModel):
         u_v = F.normalize(self.image_project(mean_pool(H_v)), dim=-1) if self.sees_image else zeros
         return u_t, u_v
 
-    def product(self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor, present: Tensor) -> Product:
+    def product(
+        self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor, present: Tensor, owner: Tensor | None = None
+    ) -> Product:
         """Product embedding with its weights and parts; never sees a query.
 
-        Args: title ids and mask (B, L); pixels uint8 (B, S, S, 3); present (B, 2), 1 where title, image is there.
+        Args: title ids and mask (B, L); pixels uint8 (B + M, S, S, 3), the first photograph of each product and then M further
+            ones, whose products `owner` int64 (M,) names; present (B, 2), 1 where title, image is there.
         """
-        H_t, H_v = self.states(title_ids, title_mask, pixels)
+        H_t, H_v = self.states(title_ids, title_mask, pixels, owner)
         u_t, u_v = self.summaries(H_t, title_mask, H_v)
         return self.fusion(H_t, title_mask, H_v, u_t, u_v, present)
 
@@ -209,7 +217,7 @@ class MakeModel(PreTrainedModel):
         """
         mask, present = batch["title_mask"], batch["present"]
         H_q = self.query_states(batch["query_ids"], batch["query_mask"])
-        H_t, H_v = self.states(batch["title_ids"], mask, batch["pixels"])
+        H_t, H_v = self.states(batch["title_ids"], mask, batch["pixels"], batch.get("owner"))
         u_t, u_v = self.summaries(H_t, mask, H_v)
         product = self.fusion(H_t, mask, H_v, u_t, u_v, present)
         features = {
@@ -224,7 +232,9 @@ class MakeModel(PreTrainedModel):
             features["q_plus"] = self.query(batch["enriched_ids"], batch["enriched_mask"], batch["enriched_segments"])
         if "negative_title_ids" in batch:
             names = ("negative_title_ids", "negative_title_mask", "negative_pixels", "negative_present")
-            features["p_hard"] = self.product(*(batch[name] for name in names)).embedding
+            features["p_hard"] = self.product(
+                *(batch[name] for name in names), batch.get("negative_owner")
+            ).embedding
         if hasattr(self, "word_head") and "masked_ids" in batch and self.sees_title:
             H_m = self.title_encoder(batch["masked_ids"], mask)
             u_m, _ = self.summaries(H_m, mask, H_v)
@@ -272,6 +282,7 @@ class MakeModel(PreTrainedModel):
         titles: Sequence[str],
         pixels: np.ndarray,
         has_image: np.ndarray,
+        further: tuple[np.ndarray, np.ndarray] | None = None,
         batch_size: int = 512,
         quiet: bool = True,
     ) -> ProductVectors:
@@ -281,6 +292,8 @@ class MakeModel(PreTrainedModel):
             titles: n strings; an empty one counts as missing.
             pixels: uint8 (n, S, S, 3), S the model's `image_size`; memory-mapped arrays are read batch by batch.
             has_image: bool (n,).
+            further: photographs after the first, as `Catalog.further_images` returns them: pixels uint8 (M, S, S, 3) and
+                int64 (M,), ascending, which of the n products each belongs to.
         """
         tokenizer, outputs = self._needs_tokenizer(), []
         bar = progress(range(0, len(titles), batch_size), description="encode", unit="batch", disable=quiet)
@@ -290,7 +303,8 @@ class MakeModel(PreTrainedModel):
                 tokens = encode(tokenizer, list(titles[piece]), self.config.title_tokens)
                 has_title = np.array([bool(title.strip()) for title in titles[piece]])
                 present = np.stack([has_title, np.asarray(has_image[piece])], axis=1).astype(np.float32)
-                arrays = (tokens["ids"], tokens["mask"], np.array(pixels[piece]), present)
+                shown, owner = with_further(np.array(pixels[piece]), further, np.arange(len(titles))[piece])
+                arrays = (tokens["ids"], tokens["mask"], shown, present, owner)
                 product = self.product(*(torch.from_numpy(array).to(self.device) for array in arrays))
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
         if not outputs:
@@ -380,6 +394,19 @@ class MakeModel(PreTrainedModel):
             for name, tensor in sorted(self.state_dict().items())
         )
         return fingerprint(*weights)
+
+
+def with_further(
+    pixels: np.ndarray, further: tuple[np.ndarray, np.ndarray] | None, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`pixels` (B, S, S, 3) of products `rows`, int64 (B,), with those of their further photographs behind them, and `owner`
+    (M,), the position in `rows` that each of these belongs to."""
+    if further is None or not len(further[1]):
+        return pixels, np.zeros(0, np.int64)
+    begin, end = (np.searchsorted(further[1], rows, side) for side in ("left", "right"))
+    owner = np.repeat(np.arange(len(rows)), end - begin)
+    places = np.arange(len(owner)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin) + begin[owner]
+    return np.concatenate([pixels, further[0][places]]), owner
 
 
 class _evaluating:

@@ -135,12 +135,13 @@ def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: S
     """
     catalog, model = retriever.catalog, retriever.model
     pixels, has_image = catalog.images(model.config.image_size)
+    further = catalog.further_images(model.config.image_size)
     titles = catalog.products["title"].fillna("").tolist()
     queries = model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
     views = {
         "title and image": retriever.vectors,
         "without images": model.encode_products(titles, pixels, np.zeros_like(has_image)),
-        "without titles": model.encode_products([""] * len(titles), pixels, has_image),
+        "without titles": model.encode_products([""] * len(titles), pixels, has_image, further),
     }
     rows = []
     for view, vectors in views.items():

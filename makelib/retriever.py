@@ -43,9 +43,8 @@ class Retriever:
         quiet: bool = True,
     ) -> Retriever:
         """Encode the whole catalogue and index it."""
-        pixels, has_image = catalog.images(model.config.image_size)
-        titles = catalog.products["title"].fillna("").tolist()
-        vectors = model.encode_products(titles, pixels, has_image, quiet=quiet)
+        titles, size = catalog.products["title"].fillna("").tolist(), model.config.image_size
+        vectors = model.encode_products(titles, *catalog.images(size), catalog.further_images(size), quiet=quiet)
         index = ProductIndex.build(
             vectors.embedding,
             catalog.products["product_id"],

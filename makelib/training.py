@@ -29,7 +29,7 @@ from makelib.catalog import Catalog
 from makelib.encoders import ImageEncoder, mean_pool
 from makelib.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich
 from makelib.losses import objectives
-from makelib.model import MakeModel
+from makelib.model import MakeModel, with_further
 from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
 from makelib.settings import Settings, to_dict
 from makelib.text import encode, train_tokenizer
@@ -87,6 +87,7 @@ class Batches:
         self.titles = encode(tokenizer, titles, settings.text.title_tokens)
         self.query_tokens = encode(tokenizer, self.query_texts, settings.text.query_tokens)
         self.pixels, self.has_image = catalog.images(settings.model.image_size)
+        self.further = catalog.further_images(settings.model.image_size)
         self.has_title = np.array([bool(title.strip()) for title in titles])
         clicks = np.bincount(self.products, minlength=len(catalog)).astype(np.float32)
         self.log_popularity = np.log((clicks + 1) / (clicks.sum() + len(clicks)))
@@ -171,21 +172,26 @@ class Batches:
     def _product_inputs(
         self, prefix: str, rows: np.ndarray, present: np.ndarray, random: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """A hidden title is one [CLS], a hidden image is black; their weight is 0 either way."""
+        """A hidden title is one [CLS], a hidden image is black and alone; their weight is 0 either way."""
         tokens = _trimmed(f"{prefix}title", self.titles, rows)
         drop_words(tokens[f"{prefix}title_mask"], self.settings.training.word_dropout, random)
         tokens[f"{prefix}title_mask"][~present[:, 0], 1:] = 0
-        pixels = self.pixels[rows]
+        pixels, owner = with_further(self.pixels[rows], self.further, np.where(present[:, 1], rows, -1))
         if self.settings.training.augment_images:
             pixels = augment(pixels, random)
-        pixels[~present[:, 1]] = 0
-        return {**tokens, f"{prefix}pixels": pixels, f"{prefix}present": present.astype(np.float32)}
+        pixels[: len(rows)][~present[:, 1]] = 0
+        return {
+            **tokens,
+            f"{prefix}pixels": pixels,
+            f"{prefix}owner": owner,
+            f"{prefix}present": present.astype(np.float32),
+        }
 
     def mine(self, model: MakeModel, first: int = 50, last: int = 300) -> np.ndarray:
         """Hard negatives for fine-tuning, product rows int64 (Q, k): what the model ranks 50th to 300th for a training query,
         without the products that shoppers clicked for it."""
         texts = self.catalog.products["title"].fillna("").tolist()
-        vectors = torch.from_numpy(model.encode_products(texts, self.pixels, self.has_image).embedding)
+        vectors = torch.from_numpy(model.encode_products(texts, self.pixels, self.has_image, self.further).embedding)
         first, last = min(first, len(texts) // 4), min(last, len(texts) // 2)
         rows = np.unique(self.queries)
         queries = torch.from_numpy(model.encode_queries([self.query_texts[row] for row in rows]))
@@ -256,10 +262,12 @@ def warm_up_images(catalog: Catalog, settings: Settings) -> Path:
         return file
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels, has_image = catalog.images(model.image_size)
+    more, of = catalog.further_images(model.image_size)
     tables = WordTables.of(catalog)
     said = (tables.typed + tables.titles).tocsr()
-    rows = np.flatnonzero(has_image & catalog.seen & (said.getnnz(axis=1) > 0))
-    said, pixels = said[rows], np.asarray(pixels[rows])
+    useful = has_image & catalog.seen & (said.getnnz(axis=1) > 0)
+    rows = np.concatenate([np.flatnonzero(useful), of[useful[of]]])  # the product of each photograph
+    said, pixels = said[rows], np.concatenate([pixels[useful], more[useful[of]]])
     torch.manual_seed(0)
     encoder = ImageEncoder(model.image_backbone, pretrained=model.image_pretrained, **shape).to(device).train()
     words = torch.nn.Linear(model.width, said.shape[1]).to(device)
@@ -301,10 +309,10 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
     rows = np.random.default_rng(0).permutation(rows)[: settings.evaluation.validation_queries]
     if len(rows) == 0:
         return float("nan")
-    pixels, has_image = catalog.images(settings.model.image_size)
+    titles, size = catalog.products["title"].fillna("").tolist(), settings.model.image_size
     products = torch.from_numpy(
-        model.encode_products(catalog.products["title"].fillna("").tolist(), pixels, has_image).embedding
-    )  # fmt: skip
+        model.encode_products(titles, *catalog.images(size), catalog.further_images(size)).embedding
+    )
     queries = torch.from_numpy(model.encode_queries(catalog.queries["query"].iloc[rows].tolist()))
     found = (queries @ products.T).topk(min(100, len(catalog)), dim=1).indices.numpy()
     full = catalog.relevance(rows) >= 1.0
