@@ -105,7 +105,9 @@ class Catalog:
         loaded = {}
         for name, features in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
             loaded[name] = _read(tables[name], cache)
-            missing = set(features) - set(loaded[name].column_names) - {"images"}  # older catalogues have no further ones
+            missing = (
+                set(features) - set(loaded[name].column_names) - {"images"}
+            )  # older catalogues have no further ones
             if missing:
                 raise UserError(f"{tables[name]} lacks the column(s) {', '.join(sorted(missing))}.")
         pictures = {"image", "images"} & set(loaded["products"].column_names)

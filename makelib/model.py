@@ -232,9 +232,7 @@ class MakeModel(PreTrainedModel):
             features["q_plus"] = self.query(batch["enriched_ids"], batch["enriched_mask"], batch["enriched_segments"])
         if "negative_title_ids" in batch:
             names = ("negative_title_ids", "negative_title_mask", "negative_pixels", "negative_present")
-            features["p_hard"] = self.product(
-                *(batch[name] for name in names), batch.get("negative_owner")
-            ).embedding
+            features["p_hard"] = self.product(*(batch[name] for name in names), batch.get("negative_owner")).embedding
         if hasattr(self, "word_head") and "masked_ids" in batch and self.sees_title:
             H_m = self.title_encoder(batch["masked_ids"], mask)
             u_m, _ = self.summaries(H_m, mask, H_v)

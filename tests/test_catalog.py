@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,26 @@ def test_images_are_fitted_and_kept(tmp_path):
     stamp = kept[0].stat().st_mtime_ns
     catalog.images(8)
     assert kept[0].stat().st_mtime_ns == stamp
+
+
+def test_further_images_stand_in_the_order_of_products(tmp_path):
+    given = tables()
+    given["products"]["images"] = [[png("green"), png("white")], None, [png("black")]]
+    catalog = write_catalog(tmp_path / "c", name="c", **given)
+    pixels, owner = catalog.further_images(8)
+    assert owner.tolist() == [0, 0, 2]
+    assert [picture[4, 4].tolist() for picture in pixels] == [[0, 128, 0], [255, 255, 255], [0, 0, 0]]
+    assert catalog.images(8)[0][0, 4, 4].tolist() == [255, 0, 0]  # the first one as before
+    assert "images" not in catalog.products
+
+
+def test_a_catalogue_without_further_images_opens_whenever_it_was_written(tmp_path):
+    catalog = write_catalog(tmp_path / "c", name="c", **tables())
+    assert [len(part) for part in catalog.further_images(8)] == [0, 0]
+    table = pq.read_table(tmp_path / "c" / "products.parquet").drop_columns("images")
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / "c" / "products.parquet")
+    older = Catalog.open(tmp_path / "c")
+    assert [part.shape for part in older.further_images(8)] == [(0, 8, 8, 3), (0,)]
 
 
 def test_relevance_counts_constraints_and_falls_back_to_judgments(tmp_path):

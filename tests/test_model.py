@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from makelib.model import MakeModel, _hard_negatives
+from makelib.encoders import ImagePool
+from makelib.model import MakeModel, _hard_negatives, with_further
 from makelib.runtime import UserError
 from makelib.settings import FUSIONS, preset
 from makelib.text import train_tokenizer
@@ -23,9 +26,9 @@ def tokenizer():
 
 
 def make(tokenizer, fusion="adaptive", **changes):
-    settings = preset("smoke").replace(**{"model.fusion": fusion, "model.width": 32, "model.dim": 16, **changes})
+    chosen = preset("smoke").replace(**{"model.fusion": fusion, "model.width": 32, "model.dim": 16, **changes})
     torch.manual_seed(0)
-    return MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer).eval()
+    return MakeModel.from_settings(chosen.model, chosen.text, chosen.objectives, tokenizer).eval()
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,71 @@ def test_hard_negatives_follow_similarity_and_never_the_mask():
     assert (drawn != 0).all()
     assert (drawn == 2).float().mean() > 0.9
     assert _hard_negatives(logits, torch.zeros(4, 4, dtype=torch.bool)).tolist() == [1, 2, 3, 0]
+
+
+# -- several photographs of one product -------------------------------------------------------------------------------
+
+
+def test_image_pool_equals_a_loop_over_products():
+    """Softmax over a product's own photographs, whatever their order in the batch."""
+    torch.manual_seed(0)
+    pool = ImagePool(6)
+    torch.nn.init.normal_(pool.key)
+    states, owner = torch.randn(3 + 4, 5, 6), torch.tensor([2, 0, 2, 2])
+    for product, places in ((0, [0, 4]), (1, [1]), (2, [2, 3, 5, 6])):
+        own = states[places]  # (k, P, D)
+        weights = torch.softmax(own.mean(dim=1) @ pool.key, dim=0)
+        expected = sum(weight * patches for weight, patches in zip(weights, own, strict=True))
+        torch.testing.assert_close(pool(states, owner)[product], expected)
+
+
+def test_one_photograph_passes_through_untouched():
+    pool = ImagePool(6)
+    torch.nn.init.normal_(pool.key)
+    states = torch.randn(4, 5, 6)
+    assert pool(states, torch.zeros(0, dtype=torch.int64)) is states
+    assert torch.equal(pool(states, torch.tensor([2]))[:2], states[:2])  # also beside a product that has two
+
+
+def test_image_pool_starts_as_the_mean_and_learns_which_to_look_at():
+    pool = ImagePool(2)
+    states = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # one product, two photographs of one patch
+    owner = torch.tensor([0])
+    torch.testing.assert_close(pool(states, owner), torch.tensor([[[0.5, 0.5]]]))
+    optimizer = torch.optim.SGD(pool.parameters(), lr=5.0)
+    for _ in range(50):
+        loss = (pool(states, owner) - torch.tensor([0.0, 1.0])).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert pool(states, owner)[0, 0, 1] > 0.95
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_further_photographs_count_for_their_own_product_only(fusion, tokenizer, pixels):
+    model, has_image = make(tokenizer, fusion), np.ones(len(TITLES), bool)
+    further = pixels[::-1][:3], np.array([1, 1, 4])
+    alone = model.encode_products(TITLES, pixels, has_image)
+    nothing = model.encode_products(TITLES, pixels, has_image, (further[0][:0], further[1][:0]))
+    np.testing.assert_array_equal(nothing.embedding, alone.embedding)
+    several = model.encode_products(TITLES, pixels, has_image, further)
+    changed = np.abs(several.embedding - alone.embedding).max(axis=1) > 1e-4
+    assert changed.tolist() == [False, model.sees_image, False, False, model.sees_image]
+    for batch_size in (1, 2):
+        pieces = model.encode_products(TITLES, pixels, has_image, further, batch_size=batch_size)
+        np.testing.assert_allclose(pieces.embedding, several.embedding, atol=1e-5)
+    twice = model.encode_products(TITLES, pixels, has_image, (pixels, np.arange(len(TITLES))))
+    np.testing.assert_allclose(
+        twice.embedding, alone.embedding, atol=1e-5
+    )  # the same photograph again says nothing new
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=12), st.lists(st.integers(-1, 5), min_size=1, max_size=8))
+def test_with_further_takes_each_row_its_own(owners, rows):
+    owners = np.sort(np.array(owners, dtype=np.int64))
+    further = np.arange(len(owners), dtype=np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=3)
+    first = np.full((len(rows), 1, 1, 3), 200, np.uint8)
+    pixels, owner = with_further(first, (further, owners), np.array(rows))
+    expected = [(place, int(k)) for place, row in enumerate(rows) for k in np.flatnonzero(owners == row)]
+    assert list(zip(owner.tolist(), pixels[len(rows) :, 0, 0, 0].tolist(), strict=True)) == expected

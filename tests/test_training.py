@@ -9,6 +9,7 @@ import socket
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -139,6 +140,57 @@ def test_it_learns_what_needs_both_modalities(catalog, tmp_path):
     assert recall["adaptive"] > 20 * chance
     assert recall["adaptive"] > recall["title"] + 0.15
     assert recall["adaptive"] > recall["image"] + 0.15
+
+
+@pytest.fixture(scope="module")
+def backs(catalog, tmp_path_factory):
+    """The same products, but the first photograph is a grey box and the colour is on the second; every third has a third,
+    grey too."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (128, 128, 128)).save(buffer, "PNG")
+    box = {"bytes": buffer.getvalue(), "path": None}
+    cells = pq.read_table(catalog.folder / "products.parquet")["image"].to_pylist()
+    products = catalog.products.assign(
+        image=[None if cell is None else box for cell in cells],
+        images=[None if cell is None else [cell, box][: 1 + (i % 3 == 0)] for i, cell in enumerate(cells)],
+    )
+    queries, interactions = catalog.queries, catalog.interactions
+    interactions = interactions.assign(
+        query_id=queries["query_id"].to_numpy()[interactions["query"]],
+        product_id=products["product_id"].to_numpy()[interactions["product"]],
+    )
+    folder = tmp_path_factory.mktemp("backs") / "catalogue"
+    return write_catalog(folder, name="backs", products=products, queries=queries, interactions=interactions)
+
+
+def test_it_learns_from_further_photographs(backs, tmp_path):
+    """Colour is only on the second photograph: with it the model finds what is asked, without it it cannot."""
+    settings = tiny(
+        **{"training.steps": 100, "training.image_warmup": 40, "training.batch_size": 64, "objectives.query_image": 1.0}
+    )
+    model = train(backs, settings, 0, tmp_path, on_step=lambda *_: None)
+    rows, titles = backs.query_rows("test"), backs.products["title"].fillna("").tolist()
+    queries = model.encode_queries(backs.queries["query"].iloc[rows].tolist())
+    recall = {}
+    for name, further in (("all", backs.further_images(16)), ("first", None)):
+        scores = queries @ model.encode_products(titles, *backs.images(16), further).embedding.T
+        first, full = np.argsort(-scores, axis=1)[:, :5], backs.relevance(rows) >= 1
+        recall[name] = (np.take_along_axis(full, first, 1).sum(1) / np.minimum(full.sum(1), 5)).mean()
+    assert recall["all"] > 20 * 5 / 240
+    assert recall["all"] > recall["first"] + 0.15
+
+
+def test_a_batch_holds_the_further_photographs_of_shown_products(backs):
+    settings = tiny(**{"training.modality_dropout": 0.4})
+    batch = Batches(backs, tokenizer_for(backs, settings), settings, 0)
+    _, products, _ = batch.rows("pretrain", 0)
+    inputs = batch("pretrain", 0).inputs
+    shown = inputs["present"][:, 1].numpy() > 0
+    assert 0 < shown.sum() < len(products)
+    expected = [i for i, row in enumerate(products) if shown[i] for _ in range(1 + (row % 3 == 0))]
+    assert inputs["owner"].tolist() == expected
+    assert len(inputs["pixels"]) == len(products) + len(expected)
+    assert not inputs["pixels"][: len(products)][torch.from_numpy(~shown)].any()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(catalog, tmp_path):

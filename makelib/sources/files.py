@@ -7,11 +7,13 @@ came: titles letter by letter, photographs byte by byte (`makelib.catalog.rgb` s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
+import os
 import tempfile
 import unicodedata
 from collections import Counter
@@ -30,7 +32,7 @@ from makelib import settings
 from makelib.catalog import KINDS, PRODUCTS, SPLITS, Catalog, write_catalog
 from makelib.runtime import UserError, progress
 from makelib.sources import labels, terse
-from makelib.sources.photos import Photo, Photos
+from makelib.sources.photos import Photo, Photos, listing
 from makelib.sources.rows import Quarantine, Table, find
 
 #: a column with more distinct values is text, not a label
@@ -41,6 +43,16 @@ PRODUCT_COLUMNS = {
     "product_id": ("productid", "id", "sku", "itemid", "articleid", "asin"),
     "title": ("title", "producttitle", "productdisplayname", "productname", "displayname", "name"),
     "image": ("image", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl"),
+    "images": (
+        "images",
+        "imagepaths",
+        "imagefiles",
+        "furtherimages",
+        "additionalimages",
+        "frames",
+        "photos",
+        "pictures",
+    ),
     "category": ("category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department"),
 }
 QUERY_COLUMNS = {
@@ -70,6 +82,8 @@ class ImportOptions:
     #: products drawn at random from the good rows; 0 = all
     limit: int = 0
     seed: int = 0
+    #: photographs or video frames kept of a product that has more: its first, and others evenly spread
+    images_per_product: int = 8
     #: columns that become attributes; empty: those with few distinct values
     label_columns: tuple[str, ...] = ()
     #: "type", "visual" or "textual" by attribute; others: the category column is the type, and visual is what speaks of
@@ -106,6 +120,8 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
     except dacite.DaciteError as error:
         known = ", ".join(item.name for item in dataclasses.fields(ImportOptions))
         raise UserError(f"Import options of {folder}: {error}. Known: {known}.") from None
+    if options.images_per_product < 1:
+        raise UserError(f"images_per_product must be at least 1, not {options.images_per_product}.")
     for name in ("hide_share", "wrong_clicks", "cold"):
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
@@ -174,21 +190,27 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
                 left_out = set(itertools.compress(rows.ids, ~drawn))
                 rows = rows.take(drawn)
 
-            def broken(row: int, photo: Photo) -> None:
+            def broken(cell: int, photo: Photo) -> None:
+                row = int(owner[cell])
                 quarantine.add(
                     "products", rows.numbers[row], photo.reason, photo.detail,
-                    product_id=rows.ids[row], file=cells[row], action="image dropped",
+                    product_id=rows.ids[row], file=cells[cell], action="image dropped",
                 )  # fmt: skip
 
             photos = Photos(Path(work) / "photos.arrow")
-            cells = _image_cells(folder, rows)
+            cells, owner, too_many = _image_cells(folder, rows, options.images_per_product)
             photos.read(folder, cells, broken)
-            whole = np.array([bool(title.strip()) for title in rows.titles]) | _present(photos.digests)
+            counts = np.bincount(owner, minlength=len(rows.ids))
+            kept_images = np.bincount(owner, weights=_present(photos.digests), minlength=len(rows.ids)).astype(np.int64)
+            digests: list[bytes | None] = [None] * len(rows.ids)  # of each product's first photograph
+            for row, digest in zip(owner[::-1].tolist(), reversed(photos.digests), strict=True):
+                digests[row] = digest or digests[row]
+            whole = np.array([bool(title.strip()) for title in rows.titles]) | (kept_images > 0)
             for row in np.flatnonzero(~whole):
                 quarantine.add("products", rows.numbers[row], "has neither title nor image", product_id=rows.ids[row])
             if not whole.any():
                 raise UserError(f"{rows.path}: no product could be kept. {quarantine}")
-            rows, digests = rows.take(whole), list(itertools.compress(photos.digests, whole))
+            rows, digests, kept_images = rows.take(whole), list(itertools.compress(digests, whole)), kept_images[whole]
 
             frame, keep, notes = _attributes(rows, options)
             titles, truth, hidden = _hide(rows, frame, keep, options, notes)
@@ -207,8 +229,11 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             "products": quarantine.account("products", rows.read, len(rows.ids), len(left_out)),
             **accounts,
             "images": {
-                "present": int(_present(digests).sum()),
-                "missing": int((~_present(digests)).sum()),
+                "present": int((kept_images > 0).sum()),
+                "missing": int((kept_images == 0).sum()),
+                "further": int((kept_images - 1).clip(min=0).sum()),
+                "products_with_several": int((kept_images > 1).sum()),
+                f"beyond_{options.images_per_product}_a_product": too_many,
                 "dropped": quarantine.reasons("products", "image dropped"),
                 **photos.health(),
             },
@@ -237,7 +262,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         return write_catalog(
             out,
             name=options.name or folder.resolve().name,
-            products=_product_tables(rows, titles, frame, groups, photos.parts(whole)),
+            products=_product_tables(rows, titles, frame, groups, photos.parts(counts, whole)),
             queries=queries,
             interactions=interactions,
             truth=truth,
@@ -321,6 +346,7 @@ class _Products:
     ids: list[str]
     titles: list[str]
     images: list[str]
+    further: list[str]
     labels: dict[str, list[str]]
 
     @property
@@ -330,7 +356,8 @@ class _Products:
     def take(self, rows: np.ndarray) -> _Products:
         """Those `rows` (bool) only."""
         lists = {
-            key: list(itertools.compress(getattr(self, key), rows)) for key in ("numbers", "ids", "titles", "images")
+            key: list(itertools.compress(getattr(self, key), rows))
+            for key in ("numbers", "ids", "titles", "images", "further")
         }
         picked = {column: list(itertools.compress(values, rows)) for column, values in self.labels.items()}
         return dataclasses.replace(self, labels=picked, **lists)
@@ -341,7 +368,7 @@ def _read_products(folder: Path, options: ImportOptions, quarantine: Quarantine,
     if path is None:
         raise UserError(f"{folder} holds no products.csv, products.parquet or products.jsonl.")
     table = Table(path, options.encoding)
-    if embedded := table.embedded & {"image", options.columns.get("image")}:
+    if embedded := table.embedded & {"image", "images", options.columns.get("image"), options.columns.get("images")}:
         raise UserError(
             f"{path}: the column {embedded.pop()!r} holds the images themselves; write them as files under images/ and "
             "their paths into the column. (A catalogue that makelib wrote needs no import.)"
@@ -353,12 +380,12 @@ def _read_products(folder: Path, options: ImportOptions, quarantine: Quarantine,
         raise UserError(f"{path} has no column {missing[0]!r}; it has the columns {', '.join(table.columns)}.")
     wanted |= {mapping["category"]} if "category" in mapping else set()
     wanted |= {"brand"} & set(table.columns) if "brand" in (*options.hide_columns, *options.query_columns) else set()
-    taken = {mapping.get("product_id"), mapping.get("title"), mapping.get("image")}
+    taken = {mapping.get(column) for column in ("product_id", "title", "image", "images")}
     candidates = wanted if options.label_columns else set(table.columns) - taken
     values: dict[str, list[str]] = {column: [] for column in table.columns if column in candidates}
     distinct: dict[str, dict[str, str]] = {column: {} for column in values}
     read, seen = 0, {}
-    numbers, ids, titles, images = [], [], [], []
+    numbers, ids, titles, images, further = [], [], [], [], []
     for row in itertools.islice(progress(table.rows(), description="products", unit="row"), first):
         read += 1
         if row.values is None:
@@ -376,6 +403,7 @@ def _read_products(folder: Path, options: ImportOptions, quarantine: Quarantine,
         ids.append(key)
         titles.append(row.values[mapping["title"]])
         images.append(row.values[mapping["image"]] if "image" in mapping else "")
+        further.append(row.values[mapping["images"]] if "images" in mapping else "")
         for column in list(values):
             value = row.values[column]
             values[column].append(distinct[column].setdefault(value, value))
@@ -387,15 +415,45 @@ def _read_products(folder: Path, options: ImportOptions, quarantine: Quarantine,
         found = [value for value in distinct[column] if value]
         if not 2 <= len(found) <= min(MOST_VALUES, max(2, len(ids) // 3)) or max(map(len, found)) > 60:
             del values[column]
-    return _Products(path, read, mapping, numbers, ids, titles, images, values)
+    return _Products(path, read, mapping, numbers, ids, titles, images, further, values)
 
 
-def _image_cells(folder: Path, rows: _Products) -> list[str]:
-    """The image cell of each row; where the table has no such column, the file under images/ that bears the id."""
-    if "image" in rows.mapping or not (folder / "images").is_dir():
-        return rows.images
-    by_id = {path.stem: f"images/{path.name}" for path in sorted((folder / "images").iterdir())}
-    return [by_id.get(key, "") for key in rows.ids]
+def _image_cells(folder: Path, rows: _Products, most: int) -> tuple[list[str], np.ndarray, int]:
+    """What each photograph is called in the table: the cells, the product row of each, int64 (cells,), and how many were
+    beyond `most` of their product. A product without any has one empty cell.
+
+    The column `image` names one file, `images` further ones, as a JSON list or between `|`; what names a folder there
+    stands for its files in the order of their names. Where the table has neither column, it is the file (or the folder
+    of files) under images/ that bears the product's id.
+    """
+    base = Path(os.path.realpath(folder))
+    by_id: dict[str, str] = {}
+    if not {"image", "images"} & set(rows.mapping) and (folder / "images").is_dir():
+        paths = sorted((folder / "images").iterdir())
+        by_id = {path.name if path.is_dir() else path.stem: f"images/{path.name}" for path in paths}
+    cells, counts, too_many = [], [], 0
+    for key, first, further in zip(rows.ids, rows.images, rows.further, strict=True):
+        own = [first] if first.strip() else []
+        if further.strip():
+            own += [file for cell in _listed(further) for file in listing(base, cell)]
+        if key in by_id:
+            own += listing(base, by_id[key])
+        own = list(dict.fromkeys(own)) or [""]
+        if len(own) > most:
+            too_many += len(own) - most
+            own = [own[place] for place in np.linspace(0, len(own) - 1, most).round().astype(int)]
+        cells += own
+        counts.append(len(own))
+    return cells, np.repeat(np.arange(len(counts)), counts), too_many
+
+
+def _listed(cell: str) -> list[str]:
+    """The paths in a cell of the column `images`."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(cell)
+        if isinstance(found, list):
+            return [str(path) for path in found]
+    return [path.strip() for path in cell.split("|")]
 
 
 def _attributes(rows: _Products, options: ImportOptions) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
@@ -452,7 +510,7 @@ def _hide(
 
 
 def _product_tables(
-    rows: _Products, titles: list[str], frame: pd.DataFrame, groups: np.ndarray, photos: Iterator[list[bytes | None]]
+    rows: _Products, titles: list[str], frame: pd.DataFrame, groups: np.ndarray, photos: Iterator[list[list[bytes]]]
 ) -> Iterator[pa.Table]:
     """The products table in the order of the rows, a few hundred at a time. A group has the id of its first product."""
     first = pd.Series(rows.ids).groupby(groups).first().to_numpy()[groups]
@@ -466,7 +524,8 @@ def _product_tables(
         columns = {
             "product_id": rows.ids[at],
             "title": titles[at],
-            "image": [None if photo is None else {"bytes": photo, "path": None} for photo in part],
+            "image": [{"bytes": own[0], "path": None} if own else None for own in part],
+            "images": [[{"bytes": photo, "path": None} for photo in own[1:]] for own in part],
             "category": [value or None for value in frame[rows.category][at]] if rows.category else [None] * len(part),
             "group": first[at],
         }

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import os
 import stat
 import warnings
@@ -50,9 +51,9 @@ class Photo:
 
 
 class Photos:
-    """The photographs of a table's rows, read once and kept in a file of their own.
+    """The photographs that image cells name, read once and kept in a file of their own.
 
-    Attributes: `digests` per row, of the pixels as shown, None where there is no photograph; `sizes`, `modes` counted.
+    Attributes: `digests` per cell, of the pixels as shown, None where there is no photograph; `sizes`, `modes` counted.
     """
 
     def __init__(self, spool: Path) -> None:
@@ -62,7 +63,7 @@ class Photos:
         self.modes: Counter[str] = Counter()
 
     def read(self, folder: Path, cells: Sequence[str], broken: Callable[[int, Photo], None]) -> None:
-        """Read what the image cells name, `broken(row, photo)` for each that costs a product its image."""
+        """Read what the cells name, `broken(cell, photo)` for each that costs a product an image."""
         workers = min(4, os.cpu_count() or 1)
         _real_folder.cache_clear()
         bar = progress(description="images", total=len(cells), unit="img")
@@ -85,13 +86,25 @@ class Photos:
                 bar.update(len(photos))
         bar.close()
 
-    def parts(self, wanted: np.ndarray) -> Iterator[list[bytes | None]]:
-        """The encoded photographs of the rows that are `wanted` (bool, one per row read), a few hundred at a time."""
-        start = 0
+    def parts(self, counts: np.ndarray, wanted: np.ndarray) -> Iterator[list[list[bytes]]]:
+        """The encoded photographs of each product that is `wanted` (bool, one per product), a few hundred products or
+        16 MiB at a time; `counts` int64, how many cells each product has, in the order read."""
+        photos, part, weight = self._each(), [], 0
+        for count, keep in zip(counts.tolist(), wanted.tolist(), strict=True):
+            own = [photo for photo in itertools.islice(photos, count) if photo is not None]
+            if keep:
+                part.append(own)
+                weight += sum(map(len, own))
+            if len(part) == PORTION_FILES or weight > PORTION_BYTES:
+                yield part
+                part, weight = [], 0
+        if part:
+            yield part
+
+    def _each(self) -> Iterator[bytes | None]:
         with pa.OSFile(str(self._spool), "rb") as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
-                yield batch.column(0).filter(pa.array(wanted[start : start + len(batch)])).to_pylist()
-                start += len(batch)
+                yield from batch.column(0).to_pylist()
 
     def health(self) -> dict[str, Any]:
         common = dict(self.sizes.most_common(8))
@@ -151,6 +164,17 @@ def locate(base: Path, cell: str) -> tuple[Path | Photo, int]:
     except (OSError, ValueError) as error:  # names too long, loops of links, no permission
         return Photo(reason="cannot be opened", detail=type(error).__name__), 0
     return Photo(reason="does not exist"), 0
+
+
+def listing(base: Path, cell: str) -> list[str]:
+    """The cell itself, or the files of the folder inside `base` that it names, in the order of their names (video frames)."""
+    try:
+        path = Path(os.path.realpath(os.path.join(base, cell)))
+        if cell.strip() and path.is_dir() and path.is_relative_to(base):
+            return [os.path.join(cell, name) for name in sorted(os.listdir(path))]
+    except (OSError, ValueError):
+        pass  # `locate` says what is wrong with it
+    return [cell]
 
 
 def _real(path: str) -> Path:

@@ -217,11 +217,10 @@ class Table:
     def _parquet_columns(self) -> list[str]:
         with self._open_parquet() as file:
             for item in file.schema_arrow:
-                if (
-                    pa.types.is_nested(item.type)
-                    or pa.types.is_binary(item.type)
-                    or pa.types.is_large_binary(item.type)
-                ):
+                inner = (
+                    item.type.value_type if pa.types.is_list(item.type) else item.type
+                )  # a list of texts is read as JSON
+                if pa.types.is_nested(inner) or pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
                     self.embedded.add(item.name)
             return [name for name in file.schema_arrow.names if name not in self.embedded]
 

@@ -397,6 +397,81 @@ def test_odd_photograph_is_kept_as_it_is_and_shown_right(folder, tmp_path, name)
     assert any(key.startswith(mode) for key in health(catalog)["images"]["modes"])
 
 
+# -- several photographs of one product -------------------------------------------------------------------------------
+
+
+def all_bytes(catalog: Catalog, row: int) -> list[bytes]:
+    """First and further photographs as they are kept."""
+    record = (
+        pq.read_table(catalog.folder / "products.parquet", columns=["image", "images"]).slice(row, 1).to_pylist()[0]
+    )
+    return [cell["bytes"] for cell in [record["image"], *record["images"]] if cell]
+
+
+def test_a_cell_may_list_further_photographs(folder, tmp_path):
+    (folder / "images" / "clip").mkdir()
+    frames = [jpeg((i, 0, 0), (9, 9), quality=95) for i in range(0, 200, 10)]
+    for i, frame in enumerate(frames):
+        (folder / "images" / "clip" / f"{i:03d}.jpg").write_bytes(frame)
+    photo = {i: (folder / "images" / f"p{i}.jpg").read_bytes() for i in range(60)}
+    given = {
+        0: ("images/p0.jpg", "images/p1.jpg|images/p2.jpg", [photo[0], photo[1], photo[2]]),
+        1: ("images/p1.jpg", '["images/p3.jpg", "images/p1.jpg"]', [photo[1], photo[3]]),  # named twice, kept once
+        2: ("", "p4.jpg", [photo[4]]),
+        3: ("images/p3.jpg", "images/none.jpg| images/p5.jpg |../secret.jpg", [photo[3], photo[5]]),
+        4: ("images/none.jpg", "images/p6.jpg", [photo[6]]),  # a broken first one does not cost the others
+        5: ("images/p5.jpg", "", [photo[5]]),
+        6: ("", "", []),
+        7: ("", "images/clip", [frames[i] for i in (0, 3, 5, 8, 11, 14, 16, 19)]),  # a clip's frames, evenly spread
+        8: ("images/p8.jpg", "[broken", [photo[8]]),
+    }
+    rows = rows_of(60)
+    for row in rows:
+        row["images"] = ""
+    for place, (first, further, _) in given.items():
+        rows[place]["image"], rows[place]["images"] = first, further
+    write_csv(folder, rows)
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    for place, (*_, expected) in given.items():
+        assert all_bytes(catalog, place) == expected, place
+    assert catalog.further_images(8)[1].tolist() == [0, 0, 1, 3, *[7] * 7]
+    lines = quarantine(catalog)
+    assert lines[["row", "file"]].to_numpy().tolist() == [
+        ["4", "images/none.jpg"], ["4", "../secret.jpg"], ["5", "images/none.jpg"], ["9", "[broken"],
+    ]  # fmt: skip
+    images = health(catalog)["images"]
+    assert (images["present"], images["missing"]) == (8, 52)
+    assert (images["further"], images["products_with_several"], images["beyond_8_a_product"]) == (11, 4, 12)
+    with pytest.raises(UserError, match="images_per_product must be at least 1"):
+        read_options(folder, images_per_product=0)
+
+
+def test_a_folder_of_photographs_that_bears_the_id(tmp_path):
+    rows = [{key: value for key, value in row.items() if key != "image"} for row in rows_of(50)]
+    write_csv(tmp_path / "raw", rows)
+    (tmp_path / "raw" / "images" / "p3").mkdir(parents=True)
+    for name, colour in (("b.jpg", "blue"), ("a.jpg", "red")):
+        (tmp_path / "raw" / "images" / "p3" / name).write_bytes(jpeg(colour))
+    (tmp_path / "raw" / "images" / "p4.jpg").write_bytes(jpeg("green"))
+    catalog = import_catalog(tmp_path / "raw", tmp_path / "out", small())
+    assert all_bytes(catalog, 3) == [jpeg("red"), jpeg("blue")]
+    assert all_bytes(catalog, 4) == [jpeg("green")]
+    assert all_bytes(catalog, 5) == []
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_lists_of_paths_in_parquet_and_json_lines(folder, tmp_path, suffix):
+    frame = pd.DataFrame(rows_of(60)).drop(columns="image")
+    frame["images"] = [[f"images/p{i}.jpg", f"images/p{(i + 1) % 60}.jpg"] for i in range(60)]
+    (folder / "products.csv").unlink()
+    if suffix == "parquet":
+        frame.to_parquet(folder / "products.parquet")
+    else:
+        frame.to_json(folder / "products.jsonl", orient="records", lines=True)
+    catalog = import_catalog(folder, tmp_path / "out", small())
+    assert all_bytes(catalog, 7) == [(folder / f"images/p{i}.jpg").read_bytes() for i in (7, 8)]
+
+
 # -- broken rows ------------------------------------------------------------------------------------------------------
 
 
