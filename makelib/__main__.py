@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from makelib.runtime import UserError
+
+#: what goes wrong with a disk that a person can mend: full, over quota, over a limit, read-only, not allowed
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 # -- commands ---------------------------------------------------------------------------------------------------------
 
@@ -277,6 +281,11 @@ def main(words: list[str] | None = None) -> int:
         return given.command(given) or 0
     except UserError as error:
         print(f"makelib: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"makelib: {error}. Nothing half-written was kept; make room or choose another folder.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("makelib: interrupted", file=sys.stderr)

@@ -6,6 +6,8 @@ Nothing here knows products, queries or models.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tqdm.auto
 
 PACKAGES = (
@@ -54,24 +57,43 @@ def progress(
 
 
 @contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target`, removed at the end; those that killed processes left behind are removed first."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*-*"):
+        owner = left.name.removeprefix(f".{target.name}-").split("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-{os.getpid()}-", dir=target.parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Write a folder so that other readers see either the old one or the new one, never half of one.
 
     Yields a temporary sibling; on success it takes the place of `target`, on an exception it is removed.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    draft.chmod(0o755)
-    try:
+    with scratch_folder(target) as draft:
         yield draft
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        if target.exists():
-            os.replace(target, retired / "old")
-        os.replace(draft, target)
-        shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not os.path.lexists(target):
+            os.replace(draft, target)
+        elif not _exchanged(draft, Path(target)):
+            with scratch_folder(target) as retired:
+                os.replace(target, retired / "old")
+                os.replace(draft, target)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that a kill between two renames cannot leave neither; False where that cannot be done."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; elsewhere two renames have to do
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 @contextlib.contextmanager

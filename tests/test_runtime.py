@@ -1,5 +1,8 @@
 """Safe writes: others see the old or the new, never half; fingerprints follow content."""
 
+import subprocess
+import sys
+
 import pytest
 
 from makelib.runtime import atomic_file, atomic_folder, fingerprint, provenance
@@ -35,6 +38,40 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path):
             assert (target / "x").read_text() == "old"
     assert (target / "x").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_reader_never_finds_the_folder_gone(tmp_path):
+    """While one process replaces a folder again and again, another looks for it all the time."""
+    target = tmp_path / "folder"
+    with atomic_folder(target) as draft:
+        (draft / "x").write_text("0")
+    code = (
+        "import sys; from pathlib import Path; from makelib.runtime import atomic_folder\n"
+        "for turn in range(300):\n"
+        "    with atomic_folder(Path(sys.argv[1])) as draft: (draft / 'x').write_text(str(turn))"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(target)])
+    looks = 0
+    while writer.poll() is None:
+        assert (target / "x").is_file() or (target / "x").is_file()  # `stat` itself takes two steps along the path
+        looks += 1
+    assert writer.returncode == 0
+    assert looks > 300
+    assert (target / "x").read_text() == "299"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from makelib.runtime import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as draft:\n"
+        "    (draft / 'x').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "folder")])
+    (tmp_path / ".folder-new-idea").mkdir()  # somebody else's
+    assert len(list(tmp_path.glob(".folder-*/x"))) == 1
+    with atomic_folder(tmp_path / "folder") as draft:
+        (draft / "x").write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder-new-idea", "folder"]
 
 
 def test_fingerprints_follow_content_and_order():

@@ -14,7 +14,6 @@ import itertools
 import json
 import math
 import os
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ import yaml
 
 from makelib import settings
 from makelib.catalog import KINDS, PRODUCTS, SPLITS, Catalog, write_catalog
-from makelib.runtime import UserError, progress
+from makelib.runtime import UserError, progress, scratch_folder
 from makelib.sources import labels, terse
 from makelib.sources.photos import Photo, Photos, listing
 from makelib.sources.rows import Quarantine, Table, find
@@ -177,9 +176,8 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
     folder, out = Path(folder), Path(out)
     options = options or read_options(folder)
     _check_target(folder, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-import-", dir=out.parent) as work:
-        listed = Path(work) / "quarantine.csv"
+    with scratch_folder(out) as work:
+        listed = work / "quarantine.csv"
         with open(listed, "w", encoding="utf-8", errors="backslashreplace", newline="") as lines:
             quarantine = Quarantine(lines)
             rows = _read_products(folder, options, quarantine)
@@ -197,7 +195,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
                     product_id=rows.ids[row], file=cells[cell], action="image dropped",
                 )  # fmt: skip
 
-            photos = Photos(Path(work) / "photos.arrow")
+            photos = Photos(work / "photos.arrow")
             cells, owner, too_many = _image_cells(folder, rows, options.images_per_product)
             photos.read(folder, cells, broken)
             counts = np.bincount(owner, minlength=len(rows.ids))

@@ -699,6 +699,23 @@ def test_killed_import_leaves_the_old_catalogue_whole(folder, tmp_path):
     assert again.fingerprint == old.fingerprint
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
     assert len(import_catalog(folder, tmp_path / "out", small())) == 700
+    assert not list(tmp_path.glob(".out-*")), "what the killed one left is gone"
+
+
+def test_a_full_disk_leaves_the_old_catalogue_and_says_so(folder, tmp_path):
+    old = import_catalog(folder, tmp_path / "out", small())
+    write_csv(folder, rows_of(59))
+    code = (
+        "import resource, signal, sys; from makelib.__main__ import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.exit(main(['data', 'import', sys.argv[1], '--out', sys.argv[2]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert Catalog.open(tmp_path / "out").fingerprint == old.fingerprint
+    assert not list(tmp_path.glob(".out-*"))
 
 
 # -- generated queries ------------------------------------------------------------------------------------------------
