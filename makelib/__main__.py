@@ -42,7 +42,10 @@ def data_import(given: Namespace) -> None:
     from makelib.sources import files
 
     columns = dict(_pair(text, "--map", "title=name") for text in given.map)
-    names = ("name", "limit", "hide_columns", "hide_words", "hide_share", "strict")
+    names = (
+        "name", "encoding", "limit", "seed", "images_per_product", "label_columns", "query_columns", "queries", "clicks",
+        "hide_columns", "hide_words", "hide_share", "strict",
+    )  # fmt: skip
     if not given.folder.is_dir():
         raise UserError(f"There is no folder {given.folder}.")
     options = files.read_options(
@@ -197,7 +200,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--map", action="append", default=[], metavar="KEY=COLUMN", help="such as title=productDisplayName"
     )
+    sub.add_argument("--encoding", help="of CSV and JSON Lines, such as gb18030 or latin-1 (default: utf-8)")
     sub.add_argument("--limit", type=int, help="products drawn at random; 0: all")
+    sub.add_argument("--seed", type=int, help="of the draw, of generated queries and of terse sellers (default: 0)")
+    sub.add_argument(
+        "--images-per-product", type=int, metavar="N", help="photographs or frames kept of one (default: 8)"
+    )
+    sub.add_argument("--label-columns", nargs="+", metavar="COLUMN", help="become attributes (default: few values)")
+    sub.add_argument("--query-columns", nargs="+", metavar="COLUMN", help="what generated queries ask for")
+    sub.add_argument("--queries", type=int, metavar="N", help="generated where the folder brings no interactions")
+    sub.add_argument("--clicks", type=int, metavar="N", help="generated, likewise")
     sub.add_argument(
         "--hide-columns", nargs="+", metavar="COLUMN", help="terse sellers: titles lose the words of these"
     )

@@ -232,6 +232,12 @@ class Catalog:
         return pd.factorize(self.products["group"].fillna(self.products["product_id"]))[0].astype(np.int64)
 
     @functools.cached_property
+    def present(self) -> np.ndarray:
+        """Whether each product has a title, an image: bool (N, 2)."""
+        has_title = self.products["title"].fillna("").str.strip() != ""
+        return np.stack([has_title, self._pixels.data.column("image").is_valid().to_numpy()], axis=1)
+
+    @functools.cached_property
     def seen(self) -> np.ndarray:
         """Whether a training click touches the product or a duplicate listing of it, bool (N,); the rest is cold."""
         _, clicked = self.clicks("train")

@@ -47,6 +47,8 @@ def evaluate(
         - `Rel@K`: graded relevance of the first K, summed, / K; `Rel@K ceiling` is what the best ranking would get.
         - `nDCG@10`: on graded relevance, gain = grade, discount 1 / log2(1 + rank) (Järvelin and Kekäläinen, 2002).
         - `MRR@10`: 1 / rank of the first fully relevant product, 0 beyond rank 10.
+        - `Recall@K no title`, `Recall@K no image`, K the largest cutoff: `recall_within` the products that lack one, where
+          the catalogue has such.
     Where a metric has no meaning it is NaN: HitRate without a click, Recall and MRR without a fully relevant product,
     Rel and nDCG without any relevant product. The paper reports hit rate and relevance; the definitions are ours.
 
@@ -66,6 +68,10 @@ def evaluate(
         found = np.bincount(position, weights=match[:, :cutoff].any(axis=1), minlength=len(query_rows))
         hits[f"HitRate@{cutoff}"] = _share(found, clicks)
     about = catalog.queries[["query_id", "query", "intent"]].iloc[query_rows].reset_index(drop=True)
+    for name, there in zip(("no title", "no image"), catalog.present.T, strict=True):
+        if not there.all():
+            cutoff = max(settings.cutoffs)
+            graded[f"Recall@{cutoff} {name}"] = recall_within(catalog, query_rows, rows, ~there, cutoff)
     return about.assign(positives=graded.pop("positives"), **hits, **graded)
 
 

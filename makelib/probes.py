@@ -23,13 +23,13 @@ from makelib.text import words as words_of
 def modal_weights(retriever: Retriever) -> pd.DataFrame:
     """One row per product: `category, weight_image, has_title, has_image` and, where known, the columns of `catalog.truth`."""
     catalog = retriever.catalog
-    _, has_image = catalog.images(retriever.model.config.image_size)
+    has_title, has_image = catalog.present.T
     table = pd.DataFrame(
         {
             "row": np.arange(len(catalog)),
             "category": catalog.products["category"],
             "weight_image": retriever.vectors.weights[:, 1],
-            "has_title": catalog.products["title"].fillna("").str.strip() != "",
+            "has_title": has_title,
             "has_image": has_image,
         }
     )

@@ -1,12 +1,16 @@
 """The grid of arms: what is cached is not computed again, what changed is, and an arm that did not run is never scored."""
 
+import itertools
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from makelib import ablation
 from makelib.ablation import PLANNED, REFERENCES, STUDIES, Experiment, find_model
+from makelib.notebook import where_missing
 from makelib.runtime import UserError
 from makelib.settings import preset
 
@@ -131,3 +135,59 @@ def test_presets_ask_for_known_variants():
         ablation_settings = preset(name).ablation
         assert set(ablation_settings.fusions) <= set(STUDIES["modal_adaptation"])
         assert set(ablation_settings.keywords) <= set(STUDIES["keyword_enhancement"])
+
+
+# -- a catalogue with holes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def holes(tmp_path_factory):
+    """One's own folder of 360 products: a third has no image, a fifth no title, none lacks both; colours only in images."""
+    folder = tmp_path_factory.mktemp("holes")
+    random, colours = (
+        np.random.default_rng(0),
+        {"red": "#d01010", "blue": "#1020d0", "green": "#10b020", "black": "#101010"},
+    )
+    combos = list(itertools.product(colours, ("dress", "shoe", "bag"), ("acme", "bolt", "core")))
+    lines = ["product_id,title,image,type,colour,brand"]
+    (folder / "shop" / "images").mkdir(parents=True)
+    for i in range(360):
+        colour, kind, brand = combos[random.integers(len(combos))]
+        image, title = "", "" if i % 3 == 1 and i % 5 < 3 else f"{brand} {kind} new"
+        if i % 3:
+            image = f"images/{i}.png"
+            noise = Image.effect_noise((16, 16), 20).convert("RGB")
+            Image.blend(Image.new("RGB", (16, 16), colours[colour]), noise, 0.2).save(folder / "shop" / image)
+        lines.append(f"p{i},{title},{image},{kind},{colour},{brand}")
+    (folder / "shop" / "products.csv").write_text("\n".join(lines))
+    changes = TINY | {
+        "files.limit": 0, "files.queries": 120, "files.clicks": 2000, "training.steps": 60, "training.image_warmup": 30,
+        "model.image_size": 16, "ablation.fusions": ["title", "image", "adaptive"],
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment = Experiment.open(folder / "run", "smoke", "shop", 1, changes)
+        yield experiment, experiment.study("modal_adaptation")
+
+
+def test_a_catalogue_with_holes_is_trained_indexed_and_judged(holes):
+    experiment, _ = holes
+    present = experiment.catalog.present
+    assert present.mean(axis=0) == pytest.approx([4 / 5, 2 / 3])
+    retriever = experiment.retriever("adaptive", study="modal_adaptation")
+    assert len(retriever.index) == 360
+    weights = retriever.vectors.weights
+    assert (weights[~present[:, 1], 1] == 0).all()
+    assert (weights[~present[:, 0], 0] == 0).all()
+    assert np.isfinite(retriever.vectors.embedding).all()
+
+
+def test_the_report_says_what_is_found_of_products_that_lack_something(holes):
+    _, rows = holes
+    table = where_missing(rows)
+    assert [column.split(" (")[0] for column in table] == ["all", "no title", "no image"]
+    assert set(table.index) == {"title", "image", "adaptive"}
+    found = {column.split(" (")[0]: table[column] for column in table}
+    # a variant that looks at one modality only loses what lacks it; Modal Adaptation lives on what is there
+    assert found["no title"]["adaptive"] > found["no title"]["title"] + 0.1
+    assert found["no image"]["adaptive"] > found["no image"]["image"] + 0.1

@@ -9,6 +9,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import hypothesis
 import hypothesis.strategies as st
 import ir_measures
@@ -64,7 +65,7 @@ def world(products=60, queries=25, seed=0):
         products=pd.DataFrame(
             {
                 "product_id": [f"p{row}" for row in range(products)],
-                "title": [" ".join(values.values()) for values in attributes],
+                "title": [None if i % 5 == 4 else " ".join(values.values()) for i, values in enumerate(attributes)],
                 "category": [values["type"] for values in attributes],
                 "attributes": attributes,
                 "group": None,
@@ -89,7 +90,7 @@ def world(products=60, queries=25, seed=0):
         .reset_index(drop=True)
         .astype({"label": np.float32}),
         truth=None,
-        _pixels=None,
+        _pixels=datasets.Dataset.from_dict({"image": [None if row % 3 == 2 else "photo" for row in range(products)]}),
     )
 
 
@@ -141,6 +142,10 @@ def slow(catalog, query_row, ranked, cutoffs):
         scores[f"Recall@{k}"] = len(relevant & set(first)) / len(relevant) if relevant else math.nan
         scores[f"Rel@{k}"] = sum(grade[row] for row in first) / k if best[0] > 0 else math.nan
         scores[f"Rel@{k} ceiling"] = sum(best[:k]) / k if best[0] > 0 else math.nan
+    for name, step, rest in (("no title", 5, 4), ("no image", 3, 2)):
+        lacking = {row for row in relevant if row % step == rest}
+        found = len(lacking & set(ranked[: max(cutoffs)].tolist()))
+        scores[f"Recall@{max(cutoffs)} {name}"] = found / len(lacking) if lacking else math.nan
     gain = sum(grade[row] / math.log2(rank + 2) for rank, row in enumerate(ranked[:10]) if row >= 0)
     ideal = sum(value / math.log2(rank + 2) for rank, value in enumerate(best[:10]))
     scores["nDCG@10"] = gain / ideal if ideal else math.nan

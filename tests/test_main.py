@@ -173,6 +173,32 @@ def test_import_maps_columns(tmp_path, monkeypatch, capsys):
     from makelib.catalog import Catalog
 
     assert Catalog.open("data/shop").products["title"].tolist()[:2] == ["red cup", "red pan"]
+    options = ["--map", "title=label", "--seed", "3", "--limit", "300", "--label-columns", "type", "colour"]
+    options += ["--query-columns", "colour", "type", "--queries", "7", "--clicks", "90", "--images-per-product", "2"]
+    assert cli.main(["data", "import", "shop", "--out", "data/few", *options]) == 0
+    few = Catalog.open("data/few")
+    said = few.info["options"]
+    assert (said["seed"], said["images_per_product"], said["label_columns"]) == (3, 2, ["type", "colour"])
+    assert len(few) == 300
+    assert {key for wanted in few.queries["constraints"] for key in wanted} == {"colour", "type"}
+    assert len(few.interactions) == 90
+
+
+def test_strict_import_of_a_broken_row_is_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop").mkdir()
+    lines = [
+        "sku,name,colour,type",
+        *(f"{row},{row} cup,{('red', 'blue', 'green')[row % 3]},{('cup', 'mug')[row % 2]}" for row in range(60)),
+        "7,again,red,cup",
+    ]
+    (tmp_path / "shop" / "products.csv").write_text("\n".join(lines))
+    assert cli.main(["data", "import", "shop", "--strict"]) == 2
+    err = capsys.readouterr().err
+    assert "products row 61 repeats an id" in err
+    assert not (tmp_path / "data" / "shop").exists()
+    assert cli.main(["data", "import", "shop"]) == 0
+    assert "61 | 60 | 1 | 0" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from makelib.catalog import Catalog
@@ -14,7 +15,7 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
     """The catalogue of that name, made on first use and kept under `data`.
 
     `bazaar` is the generated world; a path is a catalogue folder as `makelib.catalog` writes it, or a raw folder with
-    `products.csv|parquet|jsonl` (imported with the settings in `settings.files`); `hub:<name>` is a public data set.
+    `products.csv|parquet|jsonl` (imported with the settings in `settings.files`, again when a file in it changed); `hub:<name>` is a public data set.
     Raises `UserError` for any other name.
     """
     if name == "bazaar":
@@ -28,12 +29,20 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
     if folder.is_dir():
         from makelib.sources import files
 
-        out = (
-            Path(data)
-            / f"{folder.resolve().name}-{fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files))}"
-        )
+        key = fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files), _state(folder))
+        out = Path(data) / f"{folder.resolve().name}-{key}"
         return Catalog.open(out) if out.is_dir() else files.import_folder(folder, out, settings.files)
     raise UserError(
         f"There is no catalogue {name!r}: use `bazaar`, a folder with products.csv (or .parquet, .jsonl), or a folder that "
         "`python -m makelib data import` wrote."
     )
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file, so that an edited folder is imported again and an untouched one is not."""
+    found = []
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            status = os.lstat(os.path.join(parent, name))
+            found.append((os.path.relpath(os.path.join(parent, name), folder), status.st_size, status.st_mtime_ns))
+    return sorted(found)

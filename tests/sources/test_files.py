@@ -32,8 +32,8 @@ from PIL import Image
 
 from makelib.catalog import Catalog
 from makelib.runtime import UserError
-from makelib.settings import Files
-from makelib.sources import labels, terse
+from makelib.settings import Files, preset
+from makelib.sources import labels, open_catalog, terse
 from makelib.sources.files import (
     ImportOptions,
     default_options,
@@ -238,6 +238,19 @@ def test_embedded_images_and_broken_parquet_are_told(folder, tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="Cannot read"):
         import_catalog(folder, tmp_path / "out")
+
+
+def test_a_raw_folder_is_imported_once_and_again_when_it_changes(folder, tmp_path):
+    settings = preset("smoke").replace(**{"files.queries": 30, "files.clicks": 300})
+    first = open_catalog(str(folder), settings, tmp_path / "data")
+    stamp = (first.folder / "products.parquet").stat().st_mtime_ns
+    again = open_catalog(str(folder), settings, tmp_path / "data")
+    assert (again.folder, (again.folder / "products.parquet").stat().st_mtime_ns) == (first.folder, stamp)
+    write_csv(folder, rows_of(50))
+    assert len(open_catalog(str(folder), settings, tmp_path / "data")) == 50
+    write_csv(folder, rows_of(50))
+    (folder / "images" / "p1.jpg").write_bytes(jpeg("white", (6, 9)))
+    assert len({first.folder, open_catalog(str(folder), settings, tmp_path / "data").folder}) == 2
 
 
 def test_only_catalogues_are_replaced(folder, tmp_path):
