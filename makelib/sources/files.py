@@ -660,7 +660,7 @@ def _title_health(titles: list[str]) -> dict[str, Any]:
         "missing": sum(not title.strip() for title in titles),
         "mean_words": round(float(np.mean([len(title.split()) for title in titles])), 1),
         "longest_characters": max(map(len, titles)),
-        "scripts": dict(Counter(map(_script, titles)).most_common()),
+        "languages_by_script": dict(Counter(map(_script, titles)).most_common()),
     }
 
 

@@ -609,6 +609,38 @@ def test_rows_in_are_rows_kept_plus_rows_dropped(tmp_path_factory, lines):
         assert account["read"] == 45 + len(lines)
 
 
+asked_cells = st.sampled_from(
+    ["", "a", "b", "c", "p0", "p1", "p59", "1", "0.5", "-1", "nan", "x", "train", "click", "seen"]
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    queries=st.lists(st.lists(asked_cells, min_size=2, max_size=4), max_size=8),
+    interactions=st.lists(st.lists(asked_cells, min_size=3, max_size=5), max_size=12),
+    limit=st.sampled_from([0, 40]),
+)
+def test_queries_and_interactions_are_accounted_for(tmp_path_factory, queries, interactions, limit):
+    tmp_path = tmp_path_factory.mktemp("asked")
+    write_csv(tmp_path / "raw", rows_of(60))
+    tables = {
+        "queries": ("query_id,query,split", [["good", "red shirt", "train"], *queries]),
+        "interactions": (
+            "query_id,product_id,label,kind",
+            [*(["good", f"p{i}", "1", "click"] for i in range(60)), *interactions],
+        ),
+    }
+    for table, (header, rows) in tables.items():
+        (tmp_path / "raw" / f"{table}.csv").write_text("\n".join([header, *map(",".join, rows)]) + "\n")
+    catalog = import_catalog(tmp_path / "raw", tmp_path / "out", small(limit=limit))
+    listed = quarantine(catalog)
+    for table, (_, rows) in tables.items():
+        account = health(catalog)[table]
+        assert account["read"] == len(rows) == account["kept"] + account["dropped"] + account["left_out"]
+        assert account["dropped"] == (listed["table"] == table).sum()
+        assert account["kept"] == len(getattr(catalog, table))
+
+
 # -- people's queries -------------------------------------------------------------------------------------------------
 
 
