@@ -132,10 +132,17 @@ class Catalog:
 
     # -- pixels ---------------------------------------------------------------------------------------------------
 
-    def image(self, row: int) -> Image.Image | None:
-        """The product's photograph as RGB at its own size, or None."""
-        cell = self._pixels[int(row)]["image"]
+    def image(self, row: int, place: int = 0) -> Image.Image | None:
+        """The product's photograph as RGB at its own size, or None; `place` 1 and more are its further ones."""
+        cells = self._pixels[int(row)]
+        cell = cells["image"] if place == 0 else cells["images"][place - 1]
         return None if cell is None else rgb(cell)
+
+    def photographs(self, row: int, size: int) -> np.ndarray:
+        """All photographs of one product at `size` x `size`: uint8 (k, size, size, 3), k = 0 where there is none."""
+        (pixels, present), (further, owner) = self.images(size), self.further_images(size)
+        own = slice(*np.searchsorted(owner, [row, row + 1]))
+        return np.concatenate([pixels[row : row + int(present[row])], further[own]])
 
     def images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The first photograph of every product at `size` x `size`: uint8 pixels (N, size, size, 3), memory-mapped, and

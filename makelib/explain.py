@@ -6,11 +6,13 @@ works for every fusion, also those whose score does not split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from makelib.catalog import Catalog
+from makelib.model import MakeModel, ProductVectors
 from makelib.retriever import Retriever
 
 #: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
@@ -26,7 +28,8 @@ class Evidence:
         parts: title and image part of the score, float (2,), sum `score`; NaN where the fusion does not split.
         weights: modal weights of title and image, float (2,); NaN where the fusion has none.
         words: the title's words in order, each with how much the score falls when it is left out.
-        heat: float (g, g), how much the score falls when the image is covered there; None without an image.
+        heat: float (g, g), how much the score falls when the first image is covered there; None without an image.
+        images: where there are several, how much the score falls when each is left out, float (k,); else empty.
         neighbours: rows of the nearest other products, int64 (n,).
     """
 
@@ -36,6 +39,7 @@ class Evidence:
     weights: np.ndarray
     words: list[tuple[str, float]]
     heat: np.ndarray | None
+    images: np.ndarray
     neighbours: np.ndarray
 
 
@@ -55,17 +59,16 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
     a `grid` x `grid`; all variations are encoded in one batch.
     """
     catalog, model = retriever.catalog, retriever.model
-    pixels, has_image = catalog.images(model.config.image_size)
-    picture, there = np.array(pixels[row]), bool(has_image[row])
+    own = catalog.photographs(row, model.config.image_size)  # (k, S, S, 3)
     title = title_of(catalog, row)
     split = title.split()
     words = split[:MOST_WORDS]
     titles = [title] + [" ".join(split[:i] + split[i + 1 :]) for i in range(len(words))]
-    covered = _covered(picture, grid) if there else np.zeros((0, *picture.shape), np.uint8)
-    batch = np.concatenate([np.broadcast_to(picture, (len(titles), *picture.shape)), covered])
-    texts = titles + [title] * len(covered)
-    scores = model.encode_products(texts, batch, np.full(len(texts), there)).embedding @ query
-    falls = scores[0] - scores
+    covered = [np.concatenate([cover[None], own[1:]]) for cover in _covered(own[0], grid)] if len(own) else []
+    without = [np.delete(own, place, axis=0) for place in range(len(own))] if len(own) > 1 else []
+    texts = titles + [title] * (len(covered) + len(without))
+    scores = encode(model, texts, [own] * len(titles) + covered + without).embedding @ query
+    of_words, of_covers, of_images = np.split(scores[0] - scores, [len(titles), len(titles) + len(covered)])
 
     embedding = retriever.vectors.embedding
     nearest = retriever.index.search(embedding[row][None], neighbours + 1)[0][0]
@@ -75,8 +78,9 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
         rank=rank(retriever, query, score, row),
         parts=retriever.vectors.parts[row] @ query,
         weights=retriever.vectors.weights[row],
-        words=[(word, float(fall)) for word, fall in zip(words, falls[1 : len(titles)], strict=True)],
-        heat=falls[len(titles) :].reshape(grid, grid) if there else None,
+        words=[(word, float(fall)) for word, fall in zip(words, of_words[1:], strict=True)],
+        heat=of_covers.reshape(grid, grid) if len(own) else None,
+        images=of_images,
         neighbours=nearest[nearest != row][:neighbours],
     )
 
@@ -84,22 +88,29 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
 def what_if(
     retriever: Retriever, query: np.ndarray, row: int, *, title: str | None = None, blank: bool = False
 ) -> tuple[Variation, Variation]:
-    """Product `row` as it is listed, and with another `title` (None keeps it, "" removes it) or without its image.
+    """Product `row` as it is listed, and with another `title` (None keeps it, "" removes it) or without its images.
 
     The rank is among all other products as they are.
     """
     catalog, model = retriever.catalog, retriever.model
-    pixels, has_image = catalog.images(model.config.image_size)
+    own = catalog.photographs(row, model.config.image_size)
     title = title_of(catalog, row) if title is None else title
-    vectors = model.encode_products(
-        [title], np.array(pixels[row])[None], np.array([bool(has_image[row]) and not blank])
-    )
+    vectors = encode(model, [title], [own[:0] if blank else own])
     score = float(vectors.embedding[0] @ query)
     was = float(retriever.vectors.embedding[row] @ query)
     return (
         Variation(retriever.vectors.weights[row], was, rank(retriever, query, was, row)),
         Variation(vectors.weights[0], score, rank(retriever, query, score, row)),
     )
+
+
+def encode(model: MakeModel, titles: Sequence[str], images: Sequence[np.ndarray]) -> ProductVectors:
+    """Products as they might be: n titles, and for each its photographs, uint8 (k, S, S, 3), k = 0 for none."""
+    size = model.config.image_size
+    first = np.stack([own[0] if len(own) else np.zeros((size, size, 3), np.uint8) for own in images])
+    owner = np.repeat(np.arange(len(images)), [max(0, len(own) - 1) for own in images])
+    further = np.concatenate([own[1:] for own in images])
+    return model.encode_products(titles, first, np.array([len(own) > 0 for own in images]), (further, owner))
 
 
 def title_of(catalog: Catalog, row: int) -> str:
