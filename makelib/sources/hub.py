@@ -63,17 +63,17 @@ class PublicSet:
     files: Mapping[str, str]
     #: columns that are read of every row
     columns: tuple[str, ...]
-    #: (rows as published, split) -> rows by makelib's names, with `unit`, what is drawn as a whole, and `key`, the value
-    #: of the column `located` by which an image is found again
+    #: (rows as published, split) -> rows by makelib's names, with `unit`, which is drawn as a whole
     read: Callable[[pd.DataFrame, str], pd.DataFrame]
     notes: tuple[str, ...]
-    #: columns that name a product and, in the order of the files, its rows
+    #: column that names the product
     product: str = "product_id"
-    located: str = "product_id"
     #: what rows must meet, as `datasets` filters Parquet files
     only: tuple[tuple, ...] = ()
     #: column with the encoded images
     image: str | None = None
+    #: column (`key` of the rows that are read) by which the files are ordered, so that images can be looked up in parts
+    ordered: str | None = None
     #: or a repository with the addresses of images (`product_id`, `image_url`), and its files
     addresses: tuple[str, tuple[str, ...]] | None = None
 
@@ -83,7 +83,7 @@ class PublicSet:
 
 def _fashion(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     named = rows.rename(columns={"id": "product_id", "productDisplayName": "title"})
-    return named.assign(product_id=_text(rows["id"]), unit=_text(rows["id"]), key=rows["id"])
+    return named.assign(product_id=_text(rows["id"]), unit=_text(rows["id"]))
 
 
 def _marqo(rows: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -119,7 +119,6 @@ def _esci(rows: pd.DataFrame, split: str) -> pd.DataFrame:
             "label": label,
             "clicked": label == 1,
             "unit": _text(rows["query_id"]),
-            "key": rows["product_id"],
         }
     )
 
@@ -135,7 +134,6 @@ SETS = {
         read=_fashion,
         notes=("Public data set ashraq/fashion-product-images-small: products with labels, no queries.",),
         product="id",
-        located="id",
         image="image",
     ),
     "marqo-gs-10m": PublicSet(
@@ -152,8 +150,8 @@ SETS = {
             "CLICKS ARE MADE OF RANKS: the upper half of the results (score_linear above 50) counts as clicked, but for "
             "products of the split novel_document, which training must not touch. HitRate is the share of these found.",
         ),
-        located="query_id",
         image="image",
+        ordered="query_id",
     ),
     "esci+sqid": PublicSet(
         repository="tasksource/esci",
@@ -169,6 +167,7 @@ SETS = {
             "shopping-queries-image-dataset: whole queries with all their products. People judged each pair: Exact 1, "
             "Substitute 0.1, Complement 0.01, Irrelevant 0. Products nobody judged for a query count as irrelevant to "
             "it, so levels are too low and nDCG@10 over the whole catalogue is not the ranking task's nDCG.",
+            "SQID knows images for products of the test queries and some others, so most training products have none.",
             "CLICKS ARE MADE OF JUDGMENTS: every Exact pair counts as clicked, so that training has clicks; HitRate is "
             "the share of Exact products found, as Recall is.",
         ),
@@ -324,7 +323,7 @@ def _rows(chosen: PublicSet, place: str, parts: Path, limit: int, seed: int) -> 
 def _stream(place: str, pattern: str | Sequence[str], columns: Sequence[str], only: Sequence[tuple]):
     return datasets.load_dataset(
         place, data_files=pattern, split="train", streaming=True, columns=list(columns), filters=list(only) or None,
-        storage_options={"block_size": BLOCK},
+        storage_options={"hf": {"block_size": BLOCK}},
     )  # fmt: skip
 
 
@@ -348,11 +347,15 @@ def _place(repository: str, name: str, data: Path) -> str:
 def _reading(place: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except Exception as error:
+        # the Hub's client passes on errors of its transport, which have no common base with others
+        known = (OSError, ValueError, KeyError, pa.ArrowException)
+        if not isinstance(error, known) and not type(error).__module__.startswith("httpx"):
+            raise
         lines = str(error).splitlines() or [""]
         raise UserError(
-            f"Cannot read {place}: {type(error).__name__}: {lines[0]} What was fetched is kept; run the same again "
-            "to go on."
+            f"Cannot read {place}: {type(error).__name__}: {lines[0].rstrip('.')}. What was fetched is kept; run the "
+            "same again to go on."
         ) from error
 
 
@@ -379,7 +382,7 @@ class _Images:
         """What the products table says."""
         return f"images/{self.path(product).name}" if self.path(product).is_file() else ""
 
-    def open(self, product: str) -> bool:
+    def lacks(self, product: str) -> bool:
         return product not in self.missing and not self.path(product).is_file()
 
     def keep(self, product: str, data: bytes) -> None:
@@ -405,13 +408,13 @@ class _Images:
 
 def _embedded(chosen: PublicSet, place: str, first: pd.DataFrame, images: _Images) -> None:
     """Write the images of products from the files that hold their first drawn rows."""
-    rows = first[[images.open(product) for product in first["product_id"]]]
-    columns = {chosen.product, chosen.located, chosen.image}
-    with _reading(place):
-        streams = {  # the condition lets the reader skip what cannot hold the rows
-            split: _stream(place, chosen.files[split], columns, [*chosen.only, (chosen.located, "in", list(set(keys)))])
-            for split, keys in rows.groupby(rows["part"].str[0])["key"]
-        }
+    rows = first[[images.lacks(product) for product in first["product_id"]]]
+    streams = {}
+    for split, wanted in rows.groupby(rows["part"].str[0]):
+        only = [(chosen.ordered, "in", wanted["key"].unique().tolist())] if chosen.ordered else []
+        columns = [name for name in (chosen.product, chosen.image, chosen.ordered) if name]
+        with _reading(place):
+            streams[split] = _stream(place, chosen.files[split], columns, only)
     bar = progress(description="images", total=len(rows), unit="img")
 
     def one(part: tuple[str, int]) -> None:
@@ -441,12 +444,12 @@ def _addresses(place: str, tables: Sequence[str], products: set[str]) -> dict[st
 
 def _download(addresses: Mapping[str, str], images: _Images) -> None:
     """Ask for images, few at a time; a host that says "later" is obeyed, one that never answers is left alone."""
-    wanted = [pair for pair in addresses.items() if images.open(pair[0])]
+    wanted = [pair for pair in addresses.items() if images.lacks(pair[0])]
     silent: Counter[str] = Counter()  # host -> failures in a row without an answer
 
     def one(pair: tuple[str, str]) -> None:
         product, url = pair
-        host = urllib3.util.parse_url(url).host or ""
+        host = "".join(url.split("/")[2:3])
         if silent[host] >= PATIENCE:
             return images.miss(product, f"{host} does not answer", for_good=False)
         try:

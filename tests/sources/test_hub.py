@@ -13,10 +13,13 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections import Counter
 from pathlib import Path
 
@@ -183,6 +186,17 @@ def esci(data: Path, addresses: dict[str, str], queries: int = 20, per_query: in
 
 
 @contextlib.contextmanager
+def served(handler: type[http.server.BaseHTTPRequestHandler]):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
 def shop(answers=None):
     """A server of images on this machine: `/<number>` is `jpeg(number)`. `answers` (path -> handler) come first.
 
@@ -201,13 +215,8 @@ def shop(answers=None):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as address:
+        yield address, asked
 
 
 def reply(handler, status: int, body: bytes = b"", **headers: str) -> None:
@@ -411,15 +420,18 @@ def test_images_that_cannot_be_had_are_counted_and_products_keep_their_title(tmp
     }
     with shop(answers) as (address, asked):
         urls = {f"B{product:03d}": f"{address}/{product}" for product in range(43)}
-        esci(tmp_path, urls | {"B005": "nowhere", "B006": hub.NO_PICTURE, "B007": "file:///etc/passwd"})
+        esci(
+            tmp_path,
+            urls | {"B005": "nowhere", "B006": hub.NO_PICTURE, "B007": "file:///etc/passwd", "B008": "http://[a"},
+        )
         catalog = hub.open_set(ESCI, ALL, tmp_path)
     assert len(catalog) == 43
     present = {title for row, title in enumerate(catalog.products["title"]) if catalog.image(row) is not None}
-    assert {f"Goods {number}" for number in range(43)} - present == {f"Goods {n}" for n in (0, 2, 3, 4, 5, 6, 7)}
+    assert {f"Goods {number}" for number in range(43)} - present == {f"Goods {n}" for n in (0, 2, 3, 4, 5, 6, 7, 8)}
     assert asked["/0"] == 1
     assert asked["/1"] == 2
     (note,) = [note for note in catalog.info["notes"] if note.startswith("IMAGES")]
-    for reason in ("no address 2", "status 404 1", "larger than 0 MiB 1", "none published 1", "ConnectionError 1"):
+    for reason in ("no address 3", "status 404 1", "larger than 0 MiB 1", "none published 1", "ConnectionError 1"):
         assert reason in note
     (line,) = pd.read_csv(catalog.folder / "quarantine.csv").to_dict("records")  # what came, but is no image
     assert line["product_id"] == "B003"
@@ -502,6 +514,96 @@ def test_a_second_fetch_asks_for_nothing(tmp_path, monkeypatch):
     assert {k: v for k, v in content(raw).items() if k != "missing.jsonl"} == {
         k: v for k, v in before.items() if k != "missing.jsonl"
     }
+
+
+# -- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def imitation(root: Path):
+    """The few answers of the Hub's interface that reading Parquet files takes. Yields its address and, by file, how many
+    bytes were read of it."""
+    read: Counter[str] = Counter()
+    commit = "0" * 40
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+            found = re.match(r"/(api/datasets|datasets)/([^/]+)/([^/]+)(.*)", path)
+            kind, owner, name, rest = found.groups() if found else ("", "", "", "")
+            folder = root / owner / name
+            names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+            if kind == "api/datasets" and "/tree/" in rest:
+                inside = f"{rest.split('/', 3)[3]}/" if rest.count("/") > 2 else ""
+                sizes = {file: (folder / file).stat().st_size for file in names if file.startswith(inside)}
+                listed = [{"type": "file", "oid": file, "path": file, "size": size} for file, size in sizes.items()]
+                listed += [{"type": "directory", "oid": "data", "path": "data"}] if not inside else []
+                self.answer(200, json.dumps(listed).encode())
+            elif kind == "api/datasets":
+                about = {"id": f"{owner}/{name}", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
+                self.answer(200, json.dumps(about).encode())
+            elif not (kind and (folder / rest.split("/", 3)[3]).is_file()):
+                self.answer(404, b"", X_Error_Code="EntryNotFound")
+            else:
+                data = (folder / rest.split("/", 3)[3]).read_bytes()
+                first, last = 0, len(data) - 1
+                if span := re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or ""):
+                    first, last = int(span[1]), min(int(span[2]), last)
+                    read[rest.split("/")[-1]] += last + 1 - first
+                self.answer(
+                    206 if span else 200, data[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(data)}"
+                )
+
+        def answer(self, status, body, **headers):
+            about = {"Content-Length": str(len(body)), "ETag": '"x"', "X-Repo-Commit": commit, **headers}
+            reply(self, status, body if self.command == "GET" else b"", **about)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with served(Handler) as address:
+        yield address, read
+
+
+@pytest.mark.parametrize("name", list(hub.SETS))
+def test_the_hub_gives_what_a_copy_gives(name, tmp_path):
+    with shop() as (pictures, _):
+        for make in (fashion, marqo, lambda data: esci(data, {f"B{n:03d}": f"{pictures}/{n}" for n in range(43)})):
+            make(tmp_path)
+        here = hub.fetch(name, 30, 0, tmp_path)
+        with imitation(tmp_path / "hub") as (address, read):
+            code = "import sys; from makelib.sources import hub; from pathlib import Path; "
+            shown = subprocess.run(
+                [sys.executable, "-c", code + "print(hub.fetch(sys.argv[1], 30, 0, Path('data')))", name],
+                capture_output=True, text=True, cwd=tmp_path, timeout=120,
+                env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
+                     "PYTHONPATH": str(Path(__file__).parents[2])},
+            )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert read
+    assert content(tmp_path / shown.stdout.strip()) == content(here)
+
+
+def test_words_are_read_without_the_images_between_them(tmp_path, monkeypatch):
+    large = [np.random.default_rng(number).bytes(200_000) for number in range(70)]
+    monkeypatch.setattr(sys.modules[__name__], "jpeg", large.__getitem__)
+    marqo(tmp_path)
+    with imitation(tmp_path / "hub") as (address, read):
+        code = (
+            "import datasets; from makelib.sources import hub; marqo = hub.SETS['marqo-gs-10m']\n"
+            "for split, names in marqo.files.items():\n"
+            "    print(sum(1 for _ in hub._stream(marqo.repository, names, marqo.columns, ())))"
+        )
+        shown = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120,
+            env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
+                 "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+    assert sum(map(int, shown.stdout.split())) == 120, shown.stderr
+    files = {file.name: file.stat().st_size for file in (tmp_path / "hub").rglob("in_domain-*.parquet")}
+    assert sum(read[name] for name in files) < 0.3 * sum(files.values())
 
 
 # -- what cannot be had -----------------------------------------------------------------------------------------------
