@@ -313,11 +313,10 @@ def _rows(chosen: PublicSet, place: str, parts: Path, limit: int, seed: int) -> 
     with _reading(place), concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
         found = list(progress(pool.map(one, shards), description="rows", total=len(shards), unit="file"))
     read = sum(rows.attrs["read"] for rows in found)
-    rows = pd.concat([rows.assign(part=[part] * len(rows)) for part, rows in zip(shards, found, strict=True)])
-    rows = draw(rows.reset_index(drop=True), limit, seed)
-    if rows.empty:
+    if not read:
         raise UserError(f"{place} holds no row of {chosen.repository} that is wanted.")
-    return rows, read
+    whole = [rows.assign(part=[part] * len(rows)) for part, rows in zip(shards, found, strict=True) if len(rows)]
+    return draw(pd.concat(whole, ignore_index=True), limit, seed), read
 
 
 def _stream(place: str, pattern: str | Sequence[str], columns: Sequence[str], only: Sequence[tuple]):

@@ -631,6 +631,27 @@ def test_without_network_and_copy_there_is_one_line_at_once(name, how, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_repository_that_is_missing_is_named(tmp_path):
+    esci(tmp_path, {})
+    (tmp_path / "hub" / SQID).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"needs the data set {SQID}.*hf download {SQID} --repo-type dataset"):
+        hub.open_set(ESCI, ALL, tmp_path)
+
+
+def test_a_file_without_a_wanted_row_is_no_trouble_and_none_at_all_is_one_line(tmp_path):
+    folder = esci(tmp_path, {})
+    first, *others = sorted((folder / "data").iterdir())
+    table = pd.read_parquet(first)
+    table.assign(product_locale="jp").to_parquet(first)
+    catalog = hub.open_set(ESCI, ALL, tmp_path)
+    assert len(labels_of(catalog, "judgment")) < 100
+    assert len(catalog.clicks("train")[0]) > 0
+    for path in others:
+        pd.read_parquet(path).assign(product_locale="jp").to_parquet(path)
+    with pytest.raises(UserError, match="holds no row of tasksource/esci that is wanted"):
+        hub.open_set(ESCI, Files(limit=9), tmp_path)
+
+
 def test_a_copy_that_lacks_files_or_columns_is_one_line(tmp_path):
     folder = fashion(tmp_path)
     shards = sorted((folder / "data").iterdir())
