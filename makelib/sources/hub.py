@@ -289,7 +289,8 @@ def draw(rows: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 
 def _order(seed: int, name: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big") / 2**48
+    """A number in [0, 1) for each name; not the one by which `files` chooses terse sellers from the same seed."""
+    return int.from_bytes(hashlib.sha256(f"hub {seed} {name}".encode()).digest()[:6], "big") / 2**48
 
 
 def _rows(chosen: PublicSet, place: str, parts: Path, limit: int, seed: int) -> tuple[pd.DataFrame, int]:

@@ -307,6 +307,12 @@ def test_a_draw_depends_on_seed_and_size_only(tmp_path):
     assert hub.fetch(FASHION, 40, 0, tmp_path) != hub.fetch(FASHION, 40, 1, tmp_path)
 
 
+def test_what_is_drawn_says_nothing_about_who_is_terse(tmp_path):
+    fashion(tmp_path, 600)
+    shares = [hub.open_set(FASHION, Files(limit=150, seed=seed), tmp_path).info["hidden"]["terse"] for seed in (0, 1)]
+    assert all(0.55 < share < 0.85 for share in shares)  # 0.7 is asked for
+
+
 @pytest.mark.parametrize("limit", [1, 7, 30, 59, 1000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_draw_from_draws_of_parts_is_the_draw_from_the_whole(limit, seed):
