@@ -57,6 +57,24 @@ def data_import(given: Namespace) -> None:
     )
 
 
+def data_hub(given: Namespace) -> None:
+    from makelib.settings import preset
+    from makelib.sources import files, hub
+
+    settings = preset(given.preset).replace(**overrides(given.set)).files
+    stated = {key: getattr(given, key) for key in ("limit", "seed") if getattr(given, key) is not None}
+    if given.out and given.out.exists() and not (given.out / "catalogue.json").is_file():
+        raise UserError(
+            f"{given.out} exists and is no catalogue; choose another --out, so that nothing is overwritten."
+        )
+    catalog = hub.open_set(
+        given.name.removeprefix("hub:"), dataclasses.replace(settings, **stated), out=given.out
+    )  # fmt: skip
+    print(
+        f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries\n\n{files.health_report(catalog)}"
+    )
+
+
 def train(given: Namespace) -> None:
     from makelib.ablation import STUDIES, Experiment
 
@@ -216,6 +234,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--hide-words", nargs="+", metavar="WORD", help="terse sellers: titles lose these words too")
     sub.add_argument("--hide-share", type=float, metavar="SHARE", help="terse sellers: which share of titles, 0 to 1")
     sub.add_argument("--strict", action="store_true", default=None, help="a broken row or image is an error")
+
+    sub = add(sources, data_hub, "hub", "fetch and import a public data set", changes)
+    sub.add_argument("name", help="such as fashion-product-images-small; a wrong name lists all")
+    sub.add_argument("--limit", type=int, help="products drawn; 0: all (default: files.limit of the preset)")
+    sub.add_argument("--seed", type=int, help="of the draw (default: files.seed)")
+    sub.add_argument("--out", type=Path, help="catalogue folder (default: under data/, where runs look for it)")
 
     sub = add(commands, train, "train", "train one variant", experiment)
     sub.add_argument("--variant", default="adaptive", help="such as title, mean, adaptive, both (default: adaptive)")

@@ -304,6 +304,9 @@ def weights_by_category(weights: pd.DataFrame, title: str = "Image weight by cat
     both = both[both["category"].isin(common)]
     order = both.groupby("category")["weight_image"].median().sort_values().index
     ax = _axes(ax, figsize=(7.2, 1.0 + 0.32 * len(order)))
+    if both.empty:
+        ax.set(title="No product has both title and image")
+        return ax
     parts = ax.boxplot(
         [both.loc[both["category"] == name, "weight_image"] for name in order], orientation="horizontal", widths=0.6,
         patch_artist=True, showfliers=False, medianprops={"color": "black"},

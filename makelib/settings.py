@@ -48,9 +48,10 @@ class Bazaar:
 
 @dataclass(frozen=True)
 class Files:
-    """A folder of one's own products, see `makelib.sources.files`; `catalogue.yaml` in the folder outranks these."""
+    """A folder of one's own products, see `makelib.sources.files`; `catalogue.yaml` in the folder outranks these.
+    Public data sets (`makelib.sources.hub`) are drawn and imported with the same numbers."""
 
-    #: products drawn from the folder; 0 = all
+    #: products drawn from the folder or public data set; 0 = all
     limit: int = 5000
     #: strings and clicks generated where the folder brings none
     queries: int = 4000

@@ -28,7 +28,7 @@ def test_help_lists_every_command_and_imports_no_model():
         assert f"\n    {command}" in shown.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data bazaar", "data import"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data bazaar", "data import", "data hub"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([*command.split(), "--help"])
@@ -61,6 +61,10 @@ def test_every_command_explains_itself(command, capsys):
         (["data", "import", ".", "--hide-share", "2"], "hide_share is a share"),
         (["data", "import", ".", "--map", "title"], "lacks a name or an `=`"),
         (["data", "bazaar", "--out", "."], "choose another --out"),
+        (["data", "hub", "shoes"], "known: hub:fashion-product-images-small, hub:marqo-gs-10m, hub:esci+sqid"),
+        (["data", "hub", "hub:marqo-gs-10m", "--limit", "-1"], "limit is a number of products"),
+        (["data", "hub", "marqo-gs-10m", "--out", "."], "choose another --out"),
+        (["reproduce", "--catalog", "hub:shoes"], "There is no public data set 'shoes'"),
         (["bench", "--set", "bazaar.product=1"], "There is no setting"),
     ],
 )
@@ -98,7 +102,7 @@ def test_values_of_settings_are_read_as_yaml(text, value):
     [
         ("quick", "bazaar", None, "reports/quick"),
         ("full", "/some/where/shoes/", None, "reports/full-shoes"),
-        ("smoke", "hub:fashion", None, "reports/smoke-fashion"),
+        ("smoke", "hub:esci+sqid", None, "reports/smoke-esci+sqid"),
         ("smoke", "bazaar", "elsewhere", "elsewhere"),
     ],
 )
@@ -199,6 +203,21 @@ def test_strict_import_of_a_broken_row_is_exit_code_2(tmp_path, monkeypatch, cap
     assert not (tmp_path / "data" / "shop").exists()
     assert cli.main(["data", "import", "shop"]) == 0
     assert "61 | 60 | 1 | 0" in capsys.readouterr().out
+
+
+def test_hub_hands_its_words_on_and_prints_the_health_report(tiny_catalog, monkeypatch, capsys):
+    from makelib.sources import files, hub
+
+    given = []
+    monkeypatch.setattr(hub, "open_set", lambda *words, **named: given.append((words, named)) or tiny_catalog)
+    monkeypatch.setattr(files, "health_report", lambda catalog: f"health of {catalog.name}")
+    words = ["data", "hub", "hub:esci+sqid", "--preset", "smoke", "--seed", "3", "--set", "files.clicks=9"]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--limit", "0", "--out", "nowhere"]) == 0
+    ((name, options), named), ((_, all_of_it), elsewhere) = given
+    assert (name, options.limit, options.seed, options.clicks, named["out"]) == ("esci+sqid", 600, 3, 9, None)
+    assert (all_of_it.limit, str(elsewhere["out"])) == (0, "nowhere")
+    assert "5 products, 6 queries\n\nhealth of tiny" in capsys.readouterr().out
 
 
 @pytest.mark.slow

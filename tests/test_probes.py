@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from makelib import plots, probes
+from makelib.catalog import write_catalog
 from makelib.model import MakeModel
 from makelib.retriever import Retriever
 from makelib.settings import preset
@@ -89,6 +90,31 @@ def test_correlation_and_directions_on_numbers_made_by_hand():
     assert table["within title-led categories it follows true reliability, rho > .5"] == "no"
     assert table["it falls as images are spoiled by blur"] == "yes"
     assert table["it rises as titles are stuffed"] == "no"
+
+
+def test_a_catalogue_without_images_and_categories_makes_no_claim_about_them(retriever, tmp_path):
+    catalog = retriever.catalog
+    bare = write_catalog(
+        tmp_path / "bare",
+        name="bare",
+        products=catalog.products[["product_id", "title"]].assign(image=None),
+        queries=catalog.queries,
+        interactions=pd.DataFrame(
+            {
+                "query_id": catalog.queries["query_id"].to_numpy()[catalog.interactions["query"]],
+                "product_id": catalog.products["product_id"].to_numpy()[catalog.interactions["product"]],
+                "label": catalog.interactions["label"],
+                "kind": catalog.interactions["kind"],
+            }
+        ),
+    )
+    built = Retriever.build("bare", retriever.model, bare)
+    weights = probes.modal_weights(built)
+    assert weights["category"].unique().tolist() == ["no category"]
+    table = probes.directions(weights, probes.spoil_images(built), probes.stuff_titles(built))
+    assert table["claim"].tolist() == ["a missing image has weight exactly 0"]
+    plots.use_style()
+    assert plots.weights_by_category(weights).get_title(loc="left") == "No product has both title and image"
 
 
 def test_figures_draw_what_they_are_given(retriever):

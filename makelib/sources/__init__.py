@@ -23,6 +23,10 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
 
         folder = Path(data) / f"bazaar-{fingerprint(dataclasses.asdict(settings.bazaar))}"
         return Catalog.open(folder) if folder.is_dir() else bazaar.generate(settings.bazaar, folder)
+    if name.startswith("hub:"):
+        from makelib.sources import hub
+
+        return hub.open_set(name.removeprefix("hub:"), settings.files, data)
     folder = Path(name)
     if (folder / "catalogue.json").is_file():
         return Catalog.open(folder)
@@ -33,8 +37,8 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
         out = Path(data) / f"{folder.resolve().name}-{key}"
         return Catalog.open(out) if out.is_dir() else files.import_folder(folder, out, settings.files)
     raise UserError(
-        f"There is no catalogue {name!r}: use `bazaar`, a folder with products.csv (or .parquet, .jsonl), or a folder that "
-        "`python -m makelib data import` wrote."
+        f"There is no catalogue {name!r}: use `bazaar`, a folder with products.csv (or .parquet, .jsonl), a folder that "
+        "`python -m makelib data import` wrote, or `hub:<name>` for a public data set."
     )
 
 

@@ -102,6 +102,8 @@ class ImportOptions:
     hide_share: float = 0.0
     #: anything that has to go into quarantine is an error
     strict: bool = False
+    #: what else every report must say about the catalogue
+    notes: tuple[str, ...] = ()
 
 
 def read_options(folder: Path, **given: Any) -> ImportOptions:
@@ -457,7 +459,7 @@ def _listed(cell: str) -> list[str]:
 def _attributes(rows: _Products, options: ImportOptions) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
     """Labels by column (empty: none), how many characters of each title are its brand, and the first notes."""
     frame = pd.DataFrame(rows.labels, dtype=object, index=range(len(rows.ids)))
-    keep, notes = np.zeros(len(rows.ids), dtype=np.int64), []
+    keep, notes = np.zeros(len(rows.ids), dtype=np.int64), list(options.notes)
     if options.limit and len(rows.ids) < rows.read:
         notes.append(f"{len(rows.ids):,} of {rows.read:,} products, drawn with seed {options.seed}.")
     if options.learn_brand and not any(labels.role(column, None) == "brand" for column in frame):
