@@ -15,7 +15,8 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
     """The catalogue of that name, made on first use and kept under `data`.
 
     `bazaar` is the generated world; a path is a catalogue folder as `makelib.catalog` writes it, or a raw folder with
-    `products.csv|parquet|jsonl` (imported with the settings in `settings.files`, again when a file in it changed); `hub:<name>` is a public data set.
+    `products.csv|parquet|jsonl` (imported with the settings in `settings.files`, again when a file in it changed);
+    `hub:<name>` is a public data set.
     Raises `UserError` for any other name.
     """
     if name == "bazaar":
