@@ -42,8 +42,8 @@ UNSPACED = regex.compile(_UNSPACED, regex.V1)
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on a catalogue's titles and training queries.
 
-    Normalisation: NFC, lower case (character by character), no outer spaces, nothing else; one space in front makes the first
-    word like the others. Bytes are the base alphabet, so no script, accent or emoji is ever unknown. Pieces never join Han characters:
+    Normalisation: NFC, lower case (character by character), no outer spaces, nothing else; one space in front makes a first word
+    like the others. Bytes are the base alphabet, so no script, accent or emoji is ever unknown. Pieces never join Han characters:
     what stands beside what differs between a title and a query, and a model of joined ones finds less (README, "Languages").
     A single text becomes `[CLS] text`, a pair `[CLS] first [SEP] second` with segment ids 0 and 1.
     """
@@ -51,9 +51,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedT
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Prepend(" ")]
     )
-    split = pre_tokenizers.Split(Regex(_PIECE), "isolated")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\A (?=\p{Han})"), "removed"),
+            pre_tokenizers.Split(Regex(_PIECE), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -67,7 +71,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedT
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    # split: a title that holds "[SEP]" is text like any other
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **SPECIAL)
 
 
 def encode(
@@ -118,10 +123,10 @@ def word_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length
 
 
 def join(parts: Iterable[str]) -> str:
-    """One text of several words: a space between two, but none where both sides are of scripts without spaces."""
+    """One text of several words: a space between two, unless one side is of a script without spaces ("red dress", "红色t恤")."""
     text = ""
     for part in parts:
-        space = text and part and not (UNSPACED.match(text[-1]) and UNSPACED.match(part))
+        space = text and part and not (UNSPACED.match(text[-1]) or UNSPACED.match(part))
         text += f" {part}" if space else part
     return text
 
