@@ -190,7 +190,9 @@ def parser() -> argparse.ArgumentParser:
     changes.add_argument("--preset", default="quick", help="smoke, quick or full (default: quick)")
     changes.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as training.steps=100")
     experiment = _Parser(add_help=False, parents=[changes])
-    experiment.add_argument("--catalog", default="bazaar", help="bazaar, a folder or hub:<name> (default: bazaar)")
+    experiment.add_argument(
+        "--catalog", default="bazaar", help="bazaar, bazaar-zh (the same in Chinese), a folder or hub:<name>"
+    )
     several = _Parser(add_help=False, parents=[experiment])
     several.add_argument("--seeds", type=int, default=0, help="how many seeds; 0, the default: as the preset says")
     trained = _Parser(add_help=False)

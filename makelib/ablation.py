@@ -28,7 +28,7 @@ from makelib.catalog import Catalog
 from makelib.retriever import Retriever
 from makelib.runtime import UserError, atomic_file, fingerprint, progress, set_threads
 from makelib.settings import FUSIONS, Settings, from_dict, preset, to_dict, write_yaml
-from makelib.sources import open_catalog
+from makelib.sources import open_catalog, settings_for
 from makelib.training import train, warm_up_images
 
 #: the modules that decide what an arm's numbers are; a change of figures or of the explorer does not train anything again
@@ -143,7 +143,7 @@ class Experiment:
             seeds: how many seeds; 0 takes the preset's.
             overrides: settings that differ from the preset, such as `{"training.steps": 100}`.
         """
-        settings = preset(preset_name).replace(**(overrides or {}))
+        settings = settings_for(catalog, preset(preset_name).replace(**(overrides or {})))
         if seeds < 0:
             raise UserError(f"seeds must be 0 (as the preset says) or a positive number, not {seeds}.")
         if seeds:
@@ -381,11 +381,11 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
 
 
 def product_flops(model) -> float:
-    """Floating-point operations to encode one product, as torch counts them."""
+    """Floating-point operations to encode one product with a title of 28 tokens, as torch counts them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    L, size = model.config.title_tokens, model.config.image_size
+    L, size = 28, model.config.image_size
     inputs = (
         torch.zeros(1, L, dtype=torch.long),
         torch.ones(1, L, dtype=torch.long),

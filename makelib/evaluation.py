@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from makelib import settings as settings_module
 from makelib.catalog import Catalog
 from makelib.runtime import UserError, atomic_file
-from makelib.text import words
+from makelib.text import UNSPACED, words
 
 #: relevance from which a product counts as fully relevant (1, up to rounding)
 FULL = 1 - 1e-6
@@ -184,8 +184,6 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 # -- segments ---------------------------------------------------------------------------------------------------------
 
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
-
 
 def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
     """Which query belongs to which segment: bool columns, index `query_id` in the order of `query_rows`.
@@ -228,7 +226,7 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
 
     length = np.array(
         [
-            len(wanted) if " " not in text.strip() and _UNSPACED.search(text) else len(text.split())
+            len(wanted) if " " not in text.strip() and UNSPACED.search(text) else len(text.split())
             for text, wanted in zip(texts, constraints, strict=True)
         ]
     )

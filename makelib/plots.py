@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -20,6 +25,12 @@ COLOURS = {
     "full": "#D55E00", "title_keywords": "#888844", "oracle": "#000000", "unique_queries": "#CC79A7", "tfidf": "#56B4E9", "bm25": "#555555",
     "behaviour": "#BBBBBB",
 }  # fmt: skip
+#: families that draw what matplotlib's own font cannot: Chinese, Japanese, Korean, Indian scripts, Thai, emoji
+FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC",
+    "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Devanagari",
+    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Noto Emoji",
+)  # fmt: skip
 LED = {"image": "#0072B2", "title": "#E69F00", "all": "#444444"}
 
 
@@ -32,36 +43,38 @@ def use_style() -> None:
             "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
             "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
             "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8,
-            "font.sans-serif": ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "DejaVu Sans"],
+            "font.family": _families(),
         }
     )  # fmt: skip
-    import logging
 
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+@functools.cache
+def _families() -> list[str]:
+    """matplotlib's own font, then those of `FONTS` that this machine has; each draws what those before it cannot."""
+    there = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in FONTS if name in there)]
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """The characters that `_families` can draw."""
+    files = map(font_manager.findfont, _families())
+    return frozenset().union(*(font_manager.get_font(file).get_charmap() for file in files))
+
+
+def drawable(text: object) -> str:
+    """Untrusted text for a figure: `$` begins no formula, and letters that no font here has are counted, as in `[Cjk ×3]`."""
+    drawn = ""
+    for there, run in itertools.groupby(str(text), lambda character: ord(character) in _glyphs()):
+        characters = "".join(run)
+        letters = [character for character in characters if character.isalpha()]
+        script = unicodedata.name(letters[0], "other").split()[0].capitalize() if letters else ""
+        drawn += characters if there else f"[{script} ×{len(letters)}]" if letters else " "
+    return drawn.replace("$", r"\$")
 
 
 def _axes(ax: Axes | None, **size: Any) -> Axes:
     return ax if ax is not None else plt.subplots(**size)[1]
-
-
-def gallery(
-    images: Sequence[np.ndarray | None], captions: Sequence[str], title: str = "", columns: int = 8, size: float = 1.15
-) -> Figure:
-    """A sheet of product images uint8 (S, S, 3), each with a caption; a missing image is a hatched square."""
-    rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.45)), squeeze=False)
-    for ax in grid.flat:
-        ax.axis("off")
-    for ax, image, caption in zip(grid.flat, images, captions, strict=False):
-        if image is None:
-            ax.add_patch(mpl.patches.Rectangle((0, 0), 1, 1, fill=False, hatch="//", edgecolor="#aaaaaa"))
-            ax.set_aspect("equal")
-        else:
-            ax.imshow(image, interpolation="nearest")
-        ax.set_title(_wrapped(caption), fontsize=7, fontweight="normal", loc="center")
-    if title:
-        figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
-    return figure
 
 
 def hits(
@@ -91,7 +104,8 @@ def counts(
     """Horizontal bars, name to number."""
     values = pd.Series(values)
     ax = _axes(ax, figsize=(7.2, 0.9 + 0.28 * len(values)))
-    ax.barh([str(name) for name in values.index][::-1], values.to_numpy()[::-1], color="#0072B2")
+    ax.barh(range(len(values)), values.to_numpy()[::-1], color="#0072B2")
+    ax.set_yticks(range(len(values)), [drawable(name) for name in values.index[::-1]])
     ax.set(title=title, xlabel=xlabel)
     if percent:
         ax.xaxis.set_major_formatter(PercentFormatter(1))
@@ -290,7 +304,7 @@ def segment_differences(
                 label = None
     sizes = {r["segment"]: r.get("queries", 0) for r in chosen}
     ax.axvline(0, color="#444444", linewidth=1)
-    ax.set_yticks(range(len(names)), [f"{name} ({sizes[name]})" for name in reversed(names)])
+    ax.set_yticks(range(len(names)), [f"{drawable(name)} ({sizes[name]})" for name in reversed(names)])
     ax.set(title=title, xlabel=f"difference in {metric}, points (queries in brackets)")
     if len(pairs) > 1:
         ax.legend(fontsize=8)
@@ -314,7 +328,7 @@ def weights_by_category(weights: pd.DataFrame, title: str = "Image weight by cat
     led = both.groupby("category")["led"].first() if "led" in both else pd.Series("all", index=order)
     for box, name in zip(parts["boxes"], order, strict=True):
         box.set(facecolor=LED[led[name]], alpha=0.75)
-    ax.set_yticks(range(1, len(order) + 1), order)
+    ax.set_yticks(range(1, len(order) + 1), [drawable(name) for name in order])
     ax.set(title=title, xlabel="weight of the image (1 − weight of the title)", xlim=(0, 1))
     if "led" in both:
         ax.legend(
@@ -391,6 +405,4 @@ def _p(value: float) -> str:
 
 
 def _wrapped(text: str, width: int = 18, lines: int = 3) -> str:
-    import textwrap
-
-    return textwrap.fill(str(text).replace("$", r"\$"), width, max_lines=lines, placeholder=" …")
+    return textwrap.fill(drawable(text), width, max_lines=lines, placeholder=" …")

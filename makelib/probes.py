@@ -16,7 +16,7 @@ from makelib.retriever import Retriever
 from makelib.runtime import progress
 from makelib.settings import Settings
 from makelib.sources.bazaar import corrupt
-from makelib.text import encode
+from makelib.text import encode, join
 from makelib.text import words as words_of
 
 
@@ -77,7 +77,7 @@ def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 8), pr
         np.random.default_rng(0).choice(_words_of_titles(retriever.catalog), (len(rows), max(words))),
     )
     for count in words:
-        stuffed = [" ".join([title, *extra[:count]]) for title, extra in zip(titles, strangers, strict=True)]
+        stuffed = [join([title, *extra[:count]]) for title, extra in zip(titles, strangers, strict=True)]
         weights = retriever.model.encode_products(stuffed, pixels, np.ones(len(rows), bool)).weights
         tables.append(_response(retriever, rows, weights).assign(words=count))
     return pd.concat(tables, ignore_index=True)

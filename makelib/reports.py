@@ -38,6 +38,7 @@ from nbconvert.preprocessors import Preprocessor
 
 from makelib import settings as settings_module
 from makelib.runtime import UserError, atomic_file, provenance
+from makelib.sources import settings_for
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -94,7 +95,7 @@ def reproduce(
 
     Args:
         preset: name of a preset of `makelib.settings`.
-        catalog: `bazaar`, a catalogue folder or `hub:<name>`.
+        catalog: `bazaar`, `bazaar-zh`, a catalogue folder or `hub:<name>`.
         seeds: how many seeds, 0 for the preset's own.
         out: folder of the run. Reports in it are written anew, trained models in it are used again.
         overrides: changed settings, such as `{"training.steps": 100}`.
@@ -109,7 +110,7 @@ def reproduce(
     root, out, overrides = notebooks.parent, Path(out).resolve(), dict(overrides or {})
     if seeds < 0:
         raise UserError(f"seeds must be 0 (the preset's own) or more, not {seeds}.")
-    settings = settings_module.preset(preset).replace(**overrides)
+    settings = settings_for(catalog, settings_module.preset(preset).replace(**overrides))
     if seeds:
         settings = settings.replace(seeds=tuple(range(seeds)))
     if catalog != "bazaar":

@@ -6,31 +6,58 @@ Token ids feed the encoders; words (what a person would call one) feed `makelib.
 from __future__ import annotations
 
 import functools
-import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+import regex
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
-#: scripts written without spaces between words: Han, Hiragana, Katakana
-_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+(?:[-'][^\W_{_UNSPACED}]+)*")
-_UNSPACED_RUN = re.compile(rf"[{_UNSPACED}]+")
+#: what the tokenizer never joins: GPT-2's rule, except that letters keep their marks and a Han character stands alone
+_PIECE = (
+    r"'(?:s|t|re|ve|m|ll|d)|\p{Han}| ?(?:(?!\p{Han})\p{L}[\p{M}\u200c\u200d]*)+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+    r"|\s+(?!\S)|\s+"
+)
+_HAN = r"[\p{Han}--\p{S}]"
+_UNSPACED = r"[\p{Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}--[\p{P}\p{S}\p{Z}]]"
+_SPACED = rf"[[\p{{L}}\p{{M}}\p{{N}}]--{_UNSPACED}]"
+_EMOJI = r"[\p{Extended_Pictographic}--[©®]]|\p{Regional_Indicator}{2}"
+_WORD = regex.compile(
+    rf"(?P<han>(?:{_HAN}\p{{M}}*)+)|(?P<run>(?:[{_UNSPACED}--{_HAN}]\p{{M}}*)+)"
+    rf"|{_SPACED}+(?:[-']{_SPACED}+)*|{_EMOJI}",
+    regex.V1,
+)
+_HAN_RUN = regex.compile(r"\p{Han}+")
+_CHARACTER = regex.compile(r"\X")  # with its marks: a Thai consonant and its vowel are one
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # joiners, variation selectors, soft hyphens
+
+#: a character of a script written without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese
+UNSPACED = regex.compile(_UNSPACED, regex.V1)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on a catalogue's titles and training queries.
 
-    Normalisation: NFC and lower case, nothing else. Bytes are the base alphabet, so no script, accent or emoji is ever
-    unknown. A single text becomes `[CLS] text`, a pair `[CLS] first [SEP] second` with segment ids 0 and 1.
+    Normalisation: NFC, lower case (character by character), no outer spaces, nothing else; one space in front makes a first word
+    like the others. Bytes are the base alphabet, so no script, accent or emoji is ever unknown. Pieces never join Han characters:
+    what stands beside what differs between a title and a query, and a model of joined ones finds less (README, "Languages").
+    A single text becomes `[CLS] text`, a pair `[CLS] first [SEP] second` with segment ids 0 and 1.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Prepend(" ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\A (?=\p{Han})"), "removed"),
+            pre_tokenizers.Split(Regex(_PIECE), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -44,7 +71,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedT
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    # split: a title that holds "[SEP]" is text like any other
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **SPECIAL)
 
 
 def encode(
@@ -73,29 +101,79 @@ def encode(
     return {name: np.asarray(output[key], dtype=np.int64) for name, key in names.items()}
 
 
-def words(text: str) -> list[str]:
-    """The words of a text in order, normalised by NFKC and case folding.
+def word_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> np.ndarray:
+    """For each token of `encode(tokenizer, texts, length)` the place of the first token of its word, int64 (n, L).
 
-    Runs of Han or kana are segmented by `jieba` where the extra `chinese` is installed, else into overlapping pairs of
-    characters (the usual n-gram fallback of search engines).
+    Only Han characters share a word with others, as `jieba` cuts it; every other token, and all without `jieba`, stands alone.
+    """
+    output, cut = tokenizer(list(texts), truncation=True, max_length=length), _segmenter() or list
+    starts = np.tile(np.arange(max(map(len, output["input_ids"]), default=1)), (len(texts), 1))
+    for row, text in enumerate(texts):
+        word: dict[int, int] = {}  # character -> the first of its word
+        for run in _HAN_RUN.finditer(text):
+            begin = run.start()
+            for piece in cut(run.group()):
+                word |= dict.fromkeys(range(begin, begin + len(piece)), begin)
+                begin += len(piece)
+        first: dict[int, int] = {}
+        for place, (begin, end) in enumerate(output.encodings[row].offsets):
+            if begin < end and begin in word:
+                starts[row, place] = first.setdefault(word[begin], place)
+    return starts
+
+
+def join(parts: Iterable[str]) -> str:
+    """One text of several words: a space between two, unless one side is of a script without spaces ("red dress", "红色t恤")."""
+    text = ""
+    for part in parts:
+        space = text and part and not (UNSPACED.match(text[-1]) or UNSPACED.match(part))
+        text += f" {part}" if space else part
+    return text
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in order, normalised by Unicode's NFKC_Casefold (width, ligatures, case, invisible characters).
+
+    Letters keep their marks, hyphens and apostrophes join ("t-shirt", "it's"), an emoji is a word. Scripts without spaces:
+    runs of Han are segmented by `jieba` where the extra `chinese` is installed; else, and in the others, words are overlapping
+    pairs of characters (the usual fallback of search engines), so that those of a part are among those of the whole.
     """
     found: list[str] = []
-    for match in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
+    for match in _WORD.finditer(_folded(text)):
         run = match.group()
-        if not _UNSPACED_RUN.fullmatch(run):
+        if match.lastgroup is None:
             found.append(run)
-        elif (cut := _segmenter()) is not None:
+        elif match.lastgroup == "han" and (cut := _segmenter()) is not None:
             found.extend(cut(run))
         else:
-            found.extend(run[i : i + 2] for i in range(max(1, len(run) - 1)))
+            characters = _CHARACTER.findall(run)
+            found.extend("".join(characters[i : i + 2]) for i in range(max(1, len(characters) - 1)))
     return found
 
 
+def lacks_segmenter(texts: Sequence[str]) -> bool:
+    """Whether most of the texts are Chinese (Han without kana) while `jieba` is not installed, so that words are pairs."""
+    chinese = [bool(regex.search(r"\p{Han}", text)) and not regex.search(r"[\u3040-\u30ff]", text) for text in texts]
+    return _segmenter() is None and sum(chinese) > len(chinese) / 2
+
+
+def _folded(text: str) -> str:
+    folded = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text).casefold())
+    # two deviations: İ folds to an i whose dot nobody types, and ’ is what word processors make of an apostrophe
+    return unicodedata.normalize("NFKC", folded).replace("i\u0307", "i").replace("’", "'")
+
+
 @functools.cache
-def _segmenter():
+def _segmenter() -> Callable[[str], list[str]] | None:
+    """jieba's cut by dictionary alone (guessed words would differ with what stands beside them), or None without jieba."""
     try:
-        import jieba
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it imports setuptools' deprecated pkg_resources
+            import jieba
     except ImportError:
         return None
-    jieba.setLogLevel(60)
-    return functools.partial(jieba.lcut, HMM=False)
+    segmenter = jieba.Tokenizer()
+    # as its `initialize` does, without the log lines and without a cache file in the shared temporary folder
+    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
+    segmenter.initialized = True
+    return functools.partial(segmenter.lcut, HMM=False)

@@ -32,7 +32,7 @@ from makelib.losses import objectives
 from makelib.model import MakeModel, with_further
 from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
 from makelib.settings import Settings, to_dict
-from makelib.text import encode, train_tokenizer
+from makelib.text import encode, train_tokenizer, word_starts
 
 STAGES = ("pretrain", "finetune")
 #: features that every process needs of every other's rows
@@ -86,6 +86,8 @@ class Batches:
         self.query_texts = catalog.queries["query"].tolist()
         self.titles = encode(tokenizer, titles, settings.text.title_tokens)
         self.query_tokens = encode(tokenizer, self.query_texts, settings.text.query_tokens)
+        if settings.objectives.masked_language:
+            self.title_words = word_starts(tokenizer, titles, settings.text.title_tokens)
         self.pixels, self.has_image = catalog.images(settings.model.image_size)
         self.further = catalog.further_images(settings.model.image_size)
         self.has_title = np.array([bool(title.strip()) for title in titles])
@@ -161,7 +163,8 @@ class Batches:
             inputs |= self._product_inputs("negative_", hard, hard_present, random)
         if settings.objectives.masked_language and settings.model.fusion != "image":
             ids, real = inputs["title_ids"], inputs["title_mask"] > 0
-            chosen = real & (ids != self.tokenizer.cls_token_id) & (random.random(ids.shape) < 0.15)
+            drawn = np.take_along_axis(random.random(ids.shape), self.title_words[products[mine], : ids.shape[1]], 1)
+            chosen = real & (ids != self.tokenizer.cls_token_id) & (drawn < 0.15)  # words of Han characters as a whole
             if chosen.any():
                 pairs["masked_words"] = ids[chosen]
                 inputs |= {"masked_ids": np.where(chosen, self.tokenizer.mask_token_id, ids), "masked_at": chosen}

@@ -1,9 +1,24 @@
 """Fixtures that several test files share."""
 
+import sys
+
 import pandas as pd
 import pytest
 
+from makelib import text
 from makelib.catalog import write_catalog
+
+
+@pytest.fixture(params=["jieba", "pairs"])
+def segmenter(request, monkeypatch):
+    """With jieba and as if it were not installed."""
+    if request.param == "pairs":
+        monkeypatch.setitem(sys.modules, "jieba", None)
+    else:
+        pytest.importorskip("jieba")
+    text._segmenter.cache_clear()
+    yield request.param
+    text._segmenter.cache_clear()
 
 
 @pytest.fixture(scope="session")

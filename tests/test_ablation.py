@@ -12,7 +12,8 @@ from makelib import ablation
 from makelib.ablation import PLANNED, REFERENCES, STUDIES, Experiment, find_model
 from makelib.notebook import where_missing
 from makelib.runtime import UserError
-from makelib.settings import preset
+from makelib.settings import preset, read_yaml
+from makelib.sources import open_catalog
 
 TINY = {
     "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
@@ -28,6 +29,18 @@ def experiment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield Experiment.open(folder / "run", "smoke", "bazaar", 1, TINY)
+
+
+def test_the_chinese_world_goes_by_its_name(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chinese = Experiment.open("run", "smoke", "bazaar-zh", 1, TINY)
+    assert chinese.settings == experiment.settings.replace(**{"bazaar.language": "zh"})
+    assert read_yaml(chinese.run / "settings.yaml") == chinese.settings
+    assert json.loads((chinese.run / "catalogue.json").read_text())["name"] == chinese.catalog.name == "bazaar-zh"
+    assert experiment.catalog.name == "bazaar"
+    assert open_catalog("bazaar", chinese.settings).folder == chinese.catalog.folder
+    assert open_catalog("bazaar-zh", experiment.settings).folder == chinese.catalog.folder
+    pd.testing.assert_frame_equal(chinese.catalog.interactions, experiment.catalog.interactions)
 
 
 @pytest.fixture(scope="module")

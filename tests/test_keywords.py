@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from makelib.catalog import write_catalog
 from makelib.keywords import FalseNegatives, KeywordTable, WordTables, _masks, enrich
-from makelib.settings import Keywords
+from makelib.settings import Bazaar, Keywords
+from makelib.sources import bazaar
 from makelib.text import words
 
 PRODUCTS = [  # id, title, category, group
@@ -83,9 +84,9 @@ def test_enrichment_adds_only_new_words_of_the_clicked_title(catalog, tables):
     for seed in range(20):
         random = np.random.default_rng(seed)
         extra = enrich(keywords, tables.queries[[0, 1]], np.array([0, 3]), Keywords(keyword_dropout=0.0), random)
-        for text, query, title in zip(extra, ("red dress", "acme"), (PRODUCTS[0][1], PRODUCTS[3][1]), strict=True):
-            assert set(text.split()) <= set(title.split()) - set(query.split())
-            assert 0 < len(text.split()) <= 3
+        for added, query, title in zip(extra, ("red dress", "acme"), (PRODUCTS[0][1], PRODUCTS[3][1]), strict=True):
+            assert set(added.split()) <= set(title.split()) - set(query.split())
+            assert 0 < len(added.split()) <= 3
     assert enrich(keywords, tables.queries[[0]], np.array([5]), Keywords(), np.random.default_rng(0)) == [""]
     assert enrich(
         keywords, tables.queries[[0]], np.array([0]), Keywords(keyword_dropout=1.0), np.random.default_rng(0)
@@ -107,21 +108,21 @@ def slow_rules(catalog, queries, products):
     category = {i: c for i, _, c, _ in PRODUCTS}
     group = {i: g or i for i, _, _, g in PRODUCTS}
     group["a"] = group["e"] = "a"
-    text = {i: t.lower() for i, t, _ in QUERIES}
+    string = {i: t.lower() for i, t, _ in QUERIES}
     split = {i: s for i, _, s in QUERIES}
     known = set().union(*(title[p] for _, p in CLICKS), *(words(t) for i, t, s in QUERIES if s == "train"))
-    clicked = {(text[q], group[p]) for q, p in CLICKS if split[q] == "train"}
+    clicked = {(string[q], group[p]) for q, p in CLICKS if split[q] == "train"}
     size = len(queries)
     positives, masked = np.eye(size, dtype=bool), np.eye(size, dtype=bool)
     for i in range(size):
         q, own = catalog.queries["query_id"][queries[i]], catalog.products["product_id"][products[i]]
-        asked = set(words(text[q]))
+        asked = set(words(string[q]))
         evidence = asked <= title[own] and asked <= known
         for j in range(size):
             other_query, p = catalog.queries["query_id"][queries[j]], catalog.products["product_id"][products[j]]
-            same_string = text[q] == text[other_query]
+            same_string = string[q] == string[other_query]
             positives[i, j] |= same_string and group[p] == group[own]
-            known_click = (text[q], group[p]) in clicked or same_string
+            known_click = (string[q], group[p]) in clicked or same_string
             worded = evidence and asked <= title[p] and category[p] == category[own]
             masked[i, j] |= known_click or group[p] == group[own] or worded
     return positives, masked
@@ -194,3 +195,21 @@ def test_settings_choose_the_extractor(tables):
     one = KeywordTable(tables, Keywords(extractor="tfidf"))
     two = KeywordTable(tables, dataclasses.replace(Keywords(), extractor="salience"))
     assert not np.array_equal(one.ids, two.ids)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_keywords_of_the_generated_world_are_true_attribute_words(language, segmenter, tmp_path):
+    """Salience picks true words over promotion and stuffing, in either language and with either way to cut Chinese."""
+    catalog = bazaar.generate(
+        Bazaar(products=600, queries=400, clicks=9000, image_size=16, language=language), tmp_path / "bazaar"
+    )
+    tables = WordTables.of(catalog)
+    keywords, words_of = KeywordTable(tables, Keywords(per_title=3)), bazaar.vocabulary(language)
+    true, chance = [], []
+    for row in np.flatnonzero(tables.clicks >= 5):
+        attributes = catalog.products["attributes"][row]
+        said = {word for key, value in attributes.items() for word in words(words_of[key][value][0])}
+        true += [word in said for word, _ in keywords.words(row)]
+        chance += [tables.vocabulary[column] in said for column in tables.titles[row].indices]
+    assert np.mean(true) > 0.8
+    assert np.mean(true) > np.mean(chance) + 0.25

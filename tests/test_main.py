@@ -103,6 +103,7 @@ def test_values_of_settings_are_read_as_yaml(text, value):
         ("quick", "bazaar", None, "reports/quick"),
         ("full", "/some/where/shoes/", None, "reports/full-shoes"),
         ("smoke", "hub:esci+sqid", None, "reports/smoke-esci+sqid"),
+        ("quick", "bazaar-zh", None, "reports/quick-bazaar-zh"),
         ("smoke", "bazaar", "elsewhere", "elsewhere"),
     ],
 )

@@ -1,11 +1,13 @@
 """Questions to a model: each table on a small untrained one, and the direction tests on numbers made by hand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from makelib import plots, probes
+from makelib import notebook, plots, probes
 from makelib.catalog import write_catalog
 from makelib.model import MakeModel
 from makelib.retriever import Retriever
@@ -127,5 +129,40 @@ def test_figures_draw_what_they_are_given(retriever):
     ):
         assert ax.get_title(loc="left")
         assert ax.get_xlabel()
-    sheet = plots.gallery([None, np.zeros((4, 4, 3), np.uint8)], ["$untrusted$ <b>", "title"])
-    sheet.canvas.draw()  # a dollar sign in a title is no formula
+
+
+def test_chinese_titles_are_stuffed_without_spaces(tmp_path, monkeypatch):
+    settings = SETTINGS.replace(**{"bazaar.language": "zh"})
+    catalog = generate(settings.bazaar, tmp_path / "bazaar")
+    model = MakeModel.from_settings(
+        settings.model, settings.text, settings.objectives, tokenizer_for(catalog, settings)
+    )
+    chinese, asked = Retriever.build("tiny", model, catalog), []
+    encode = chinese.model.encode_products
+    monkeypatch.setattr(model, "encode_products", lambda titles, *rest: asked.append(titles) or encode(titles, *rest))
+    table = probes.stuff_titles(chinese, (0, 5), products=20)
+    assert np.isfinite(table["weight_image"]).all()
+    (plain, stuffed) = asked
+    assert all(
+        after.startswith(before) and len(after) > len(before) for before, after in zip(plain, stuffed, strict=True)
+    )
+    assert not any(" " in title for title in stuffed)
+
+
+def test_a_chinese_catalogue_says_once_that_words_are_pairs(retriever, segmenter):
+    catalog = retriever.catalog
+    chinese = dataclasses.replace(catalog, products=catalog.products.assign(title="红色连衣裙"))
+    assert notebook.describe(chinese).data.count("jieba`") == (2 if segmenter == "pairs" else 0)
+    assert "jieba" not in notebook.describe(catalog).data
+
+
+def test_a_gallery_escapes_titles_and_survives_a_missing_image(retriever):
+    catalog = retriever.catalog
+    rows = [int(np.flatnonzero(catalog.truth["image_kind"] == kind)[0]) for kind in ("missing", "clean")]
+    products = catalog.products.copy()
+    products.loc[rows[1], "title"] = "红色 <script>"
+    page = notebook.gallery(dataclasses.replace(catalog, products=products), rows, "Goods & more").data
+    assert "no image" in page
+    assert page.count("<img") == 1
+    assert "红色 &lt;script&gt;" in page
+    assert "Goods &amp; more" in page

@@ -1,14 +1,16 @@
 """Tokenizer and words: lossless in every script, pairs carry segments, words are what a person would call one."""
 
-import sys
+import tempfile
+import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from makelib import text
-from makelib.text import encode, train_tokenizer, words
+from makelib.text import encode, join, lacks_segmenter, train_tokenizer, word_starts, words
 
 SAMPLES = [
     "Red Striped Dress",
@@ -18,7 +20,13 @@ SAMPLES = [
     "فستان أحمر",
     "dress 👗 new",
     "it's 5000mAh",
+    "लाल सूती साड़ी",
+    "เสื้อยืดลายทาง",
+    "👩‍👩‍👧 gift ❤️ 👗🏽",
+    "[SEP] dress [MASK]",
 ]
+#: text without surrogates and characters newer than this Python
+STRINGS = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Cn"]), max_size=20)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +40,30 @@ def test_no_script_is_lost(tokenizer, sample):
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == sample.lower()
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
-def test_every_string_round_trips_up_to_normalisation(string):
-    import unicodedata
-
+@given(STRINGS)
+def test_every_string_round_trips_up_to_the_documented_normalisation(string):
     tokenizer = train_tokenizer(["a b"], 300)
-    expected = tokenizer.backend_tokenizer.normalizer.normalize_str(string)
-    assert expected == unicodedata.normalize("NFC", expected)
-    assert tokenizer.decode(tokenizer(string)["input_ids"], skip_special_tokens=True).strip(" ") == expected.strip(" ")
+    expected = "".join(map(str.lower, unicodedata.normalize("NFC", string))).strip()
+    assert tokenizer.backend_tokenizer.normalizer.normalize_str(string) == (f" {expected}" if expected else "")
+    assert tokenizer.decode(tokenizer(string)["input_ids"], skip_special_tokens=True).strip() == expected
+
+
+def test_a_han_character_is_a_token_and_letters_keep_their_marks(tokenizer):
+    def pieces(sample):
+        return [
+            tokenizer.convert_tokens_to_string([piece]) for piece in tokenizer.backend_tokenizer.encode(sample).tokens
+        ][1:]
+
+    assert pieces("红色连衣裙") == ["红", "色", "连", "衣", "裙"]
+    assert pieces("红色 dress") == ["红", "色", " dress"]
+    assert pieces("लाल साड़ी") == [" लाल", " साड़ी"]
+    assert pieces("เสื้อยืดลายทาง") == [" เสื้อยืดลายทาง"]
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again(SAMPLES)["input_ids"] == tokenizer(SAMPLES)["input_ids"]
 
 
 def test_encode_pads_cuts_and_marks(tokenizer):
@@ -58,15 +82,96 @@ def test_an_empty_title_still_has_one_token(tokenizer):
     assert encode(tokenizer, [""], 5)["mask"].sum() == 1
 
 
-def test_words():
-    assert words("Red-striped DRESS, it's 5000mAh!") == ["red-striped", "dress", "it's", "5000mah"]
-    assert words("ＡＢＣ été") == ["abc", "été"]
-    assert words("!!! …") == []
+@pytest.mark.parametrize(
+    ("string", "expected"),
+    [
+        ("Red-striped DRESS, it's 5000mAh!", ["red-striped", "dress", "it's", "5000mah"]),
+        ("it’s co\u00adop a_b", ["it's", "coop", "a", "b"]),  # a typographic apostrophe, a soft hyphen
+        ("ＡＢＣ été e\u0301te\u0301 ﬁne ½", ["abc", "été", "été", "fine", "1", "2"]),
+        ("STRASSE Straße ΟΔΟΣ οδος", ["strasse", "strasse", "οδοσ", "οδοσ"]),
+        ("İSTANBUL istanbul", ["istanbul", "istanbul"]),
+        ("लाल सूती साड़ी", ["लाल", "सूती", "साड़ी"]),  # Devanagari vowel signs and nukta
+        ("فُسْتَان أحمر", ["فُسْتَان", "أحمر"]),  # Arabic with short vowels
+        ("می\u200cخواهم", ["میخواهم"]),  # Persian with a zero-width non-joiner
+        ("שִׂמְלָה אדומה", ["שִׂמְלָה", "אדומה"]),
+        ("சிவப்பு புடவை", ["சிவப்பு", "புடவை"]),
+        ("빨간 원피스", ["빨간", "원피스"]),
+        ("ドレス", ["ドレ", "レス"]),
+        ("ﾄﾞﾚｽ", ["ドレ", "レス"]),  # half-width kana
+        ("เสื้อ", ["เสื้", "สื้อ"]),  # a consonant and its signs are one character
+        ("gift🎄 ❤️ ❤ 👗🏽 🇮🇹 ©", ["gift", "🎄", "❤", "❤", "👗", "🇮🇹"]),
+        ("!!! … 、。", []),
+        ("红", ["红"]),
+    ],
+)
+def test_words(string, expected, segmenter):
+    assert words(string) == expected
 
 
-def test_words_without_a_segmenter_are_pairs_of_characters(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jieba", None)
+def test_words_of_unspaced_runs(segmenter):
+    found = words("红色连衣裙 ok 长袖ドレス")
+    if segmenter == "jieba":
+        assert found == ["红色", "连衣裙", "ok", "长袖", "ドレ", "レス"]
+    else:
+        assert found == ["红色", "色连", "连衣", "衣裙", "ok", "长袖", "ドレ", "レス"]
+
+
+#: letters that Unicode wants invisible: fillers of Hangul
+BLANK = "\u115f\u1160\u3164\uffa0"
+
+
+@settings(deadline=None)  # the first Chinese word loads jieba's dictionary
+@given(string=STRINGS)
+def test_no_letter_and_no_digit_is_lost(string):
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", string).casefold())
+    said = iter("".join(words(string)))
+    assert all(letter in said for letter in folded if letter.isalnum() and letter not in BLANK), "in order"
+
+
+@settings(deadline=None)
+@given(string=STRINGS)
+def test_words_stay_words(string):
+    """Saying the words of spaced scripts again gives the same words: what is counted can be looked up."""
+    assert [again for word in words(string) if not text.UNSPACED.search(word) for again in words(word)] == [
+        word for word in words(string) if not text.UNSPACED.search(word)
+    ]
+
+
+def test_jieba_leaves_nothing_behind(monkeypatch, tmp_path, capfd):
+    pytest.importorskip("jieba")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     text._segmenter.cache_clear()
-    assert words("红色连衣裙 ok") == ["红色", "色连", "连衣", "衣裙", "ok"]
-    assert words("红") == ["红"]
-    text._segmenter.cache_clear()
+    assert words("红色连衣裙") == ["红色", "连衣裙"]
+    assert not list(tmp_path.iterdir())  # a cache there would be shared by workers and by users
+    assert capfd.readouterr() == ("", "")
+
+
+def test_chinese_catalogues_are_told_to_install_jieba(segmenter):
+    chinese = ["红色连衣裙", "蓝色裙子 nike", "dress"]
+    assert lacks_segmenter(chinese) == (segmenter == "pairs")
+    assert not lacks_segmenter(["赤いドレス", "青いドレス", "red dress"])
+    assert not lacks_segmenter([])
+
+
+def test_word_starts(tokenizer, segmenter):
+    samples = ["红色连衣裙 dress", "red 红", ""]
+    starts = word_starts(tokenizer, samples, 8)
+    assert starts.shape == encode(tokenizer, samples, 8)["ids"].shape
+    # [CLS], 红 色, 连 衣 裙, dress
+    assert starts[0].tolist() == ([0, 1, 1, 3, 3, 3, 6] if segmenter == "jieba" else list(range(7)))
+    assert starts[1].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        (["red", "dress"], "red dress"),
+        (["红色", "连衣裙"], "红色连衣裙"),
+        (["nike", "红色", "t恤"], "nike红色t恤"),
+        (["", "red"], "red"),
+        (["أحمر", "فستان"], "أحمر فستان"),
+        ([], ""),
+    ],
+)
+def test_join(parts, joined):
+    assert join(parts) == joined

@@ -32,6 +32,10 @@ from makelib.training import (
 
 COLOURS = {"red": (210, 30, 30), "blue": (30, 30, 210), "green": (30, 180, 30), "black": (20, 20, 20)}
 TYPES, BRANDS = ("dress", "shoe", "bag"), ("acme", "bolt", "core", "dyna")
+CHINESE = {
+    "red": "红色", "blue": "蓝色", "green": "绿色", "black": "黑色", "dress": "连衣裙", "shoe": "运动鞋", "bag": "手提包",
+    "acme": "奥克", "bolt": "博特", "core": "科尔", "dyna": "戴纳", "new": "新款",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,8 +46,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory):
+def toy(folder, say=" ".join):
+    """The catalogue, its titles and queries said by `say` (words to a string)."""
     random = np.random.default_rng(0)
     combos = [(c, t, b) for c in COLOURS for t in TYPES for b in BRANDS]
     goods = [combos[i] for i in random.integers(len(combos), size=240)]
@@ -57,7 +61,7 @@ def catalog(tmp_path_factory):
     products = pd.DataFrame(
         {
             "product_id": [f"p{i}" for i in range(240)],
-            "title": ["" if i % 40 == 0 else f"{b} {t} new" for i, (_, t, b) in enumerate(goods)],
+            "title": ["" if i % 40 == 0 else say([b, t, "new"]) for i, (_, t, b) in enumerate(goods)],
             "image": [None if i % 30 == 1 else picture(c) for i, (c, _, _) in enumerate(goods)],
             "category": [t for _, t, _ in goods],
             "attributes": [{"colour": c, "type": t, "brand": b} for c, t, b in goods],
@@ -67,15 +71,25 @@ def catalog(tmp_path_factory):
     queries = pd.DataFrame(
         {
             "query_id": [str(i) for i in range(len(combos))],
-            "query": [f"{c} {b} {t}" for c, t, b in combos],
+            "query": [say([c, b, t]) for c, t, b in combos],
             "split": splits,
             "constraints": [{"colour": c, "type": t, "brand": b} for c, t, b in combos],
         }
     )
     clicks = [(str(combos.index(good)), f"p{i}") for i, good in enumerate(goods) for _ in range(3)]
     interactions = pd.DataFrame(clicks, columns=["query_id", "product_id"]).assign(label=1.0, kind="click")
-    folder = tmp_path_factory.mktemp("toy") / "catalogue"
     return write_catalog(folder, name="toy", products=products, queries=queries, interactions=interactions)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    return toy(tmp_path_factory.mktemp("toy") / "catalogue")
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    """The same catalogue in Chinese."""
+    return toy(tmp_path_factory.mktemp("toy") / "chinese", lambda words: "".join(CHINESE[word] for word in words))
 
 
 def tiny(**changes):
@@ -120,8 +134,10 @@ def test_it_overfits_sixteen_triples(catalog, tmp_path):
     assert losses[-1] < 0.1
 
 
-def test_it_learns_what_needs_both_modalities(catalog, tmp_path):
+@pytest.mark.parametrize("language", ["catalog", "chinese"])
+def test_it_learns_what_needs_both_modalities(language, request, tmp_path):
     """Colour is only in the image, brand only in the title: `adaptive` must beat both single modalities and chance by far."""
+    catalog = request.getfixturevalue(language)
     settings = tiny(
         **{"training.steps": 100, "training.image_warmup": 40, "training.batch_size": 64, "objectives.query_image": 1.0}
     )
@@ -256,6 +272,20 @@ def test_every_objective_takes_part_when_it_has_a_weight(catalog, tmp_path):
         "masked_language",
     ]
     assert np.isfinite(curve[[*names, "keyword_enhanced", "distillation", "gate_entropy"]].astype(float)).all()
+
+
+def test_words_of_han_characters_are_masked_whole(chinese, segmenter):
+    settings = tiny(**{"objectives.masked_language": 0.1})
+    batches = Batches(chinese, tokenizer_for(chinese, settings), settings, 0)
+    masked = shared = 0
+    for step in range(5):
+        _, products, _ = batches.rows("pretrain", step)
+        at = batches("pretrain", step).inputs["masked_at"].numpy()
+        starts = batches.title_words[products][:, : at.shape[1]]
+        assert (at == np.take_along_axis(at, starts, 1)).all()
+        masked, shared = masked + at.sum(), shared + (at & (starts != np.arange(at.shape[1]))).sum()
+    assert masked
+    assert bool(shared) == (segmenter == "jieba")
 
 
 def test_half_batches_of_two_ranks_are_the_whole_batch_of_one(catalog):

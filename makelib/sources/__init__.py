@@ -11,19 +11,25 @@ from makelib.runtime import UserError, fingerprint
 from makelib.settings import Settings
 
 
+def settings_for(name: str, settings: Settings) -> Settings:
+    """The settings with what the catalogue's name says: `bazaar-zh` is `bazaar` with `bazaar.language` "zh"."""
+    return settings.replace(**{"bazaar.language": "zh"}) if name == "bazaar-zh" else settings
+
+
 def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Catalog:
     """The catalogue of that name, made on first use and kept under `data`.
 
-    `bazaar` is the generated world; a path is a catalogue folder as `makelib.catalog` writes it, or a raw folder with
-    `products.csv|parquet|jsonl` (imported with the settings in `settings.files`, again when a file in it changed);
-    `hub:<name>` is a public data set.
+    `bazaar` is the generated world, `bazaar-zh` the same in Chinese words; a path is a catalogue folder as
+    `makelib.catalog` writes it, or a raw folder with `products.csv|parquet|jsonl` (imported with the settings in
+    `settings.files`, again when a file in it changed); `hub:<name>` is a public data set.
     Raises `UserError` for any other name.
     """
-    if name == "bazaar":
+    if name in ("bazaar", "bazaar-zh"):
         from makelib.sources import bazaar
 
-        folder = Path(data) / f"bazaar-{fingerprint(dataclasses.asdict(settings.bazaar))}"
-        return Catalog.open(folder) if folder.is_dir() else bazaar.generate(settings.bazaar, folder)
+        world = settings_for(name, settings).bazaar
+        folder = Path(data) / f"bazaar-{fingerprint(dataclasses.asdict(world))}"
+        return Catalog.open(folder) if folder.is_dir() else bazaar.generate(world, folder)
     if name.startswith("hub:"):
         from makelib.sources import hub
 
@@ -38,8 +44,8 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
         out = Path(data) / f"{folder.resolve().name}-{key}"
         return Catalog.open(out) if out.is_dir() else files.import_folder(folder, out, settings.files)
     raise UserError(
-        f"There is no catalogue {name!r}: use `bazaar`, a folder with products.csv (or .parquet, .jsonl), a folder that "
-        "`python -m makelib data import` wrote, or `hub:<name>` for a public data set."
+        f"There is no catalogue {name!r}: use `bazaar`, `bazaar-zh`, a folder with products.csv (or .parquet, .jsonl), a "
+        "folder that `python -m makelib data import` wrote, or `hub:<name>` for a public data set."
     )
 
 

@@ -199,8 +199,9 @@ def generate(settings: Bazaar, folder: Path | str) -> Catalog:
         "led": {name: category.led for name, category in CATEGORIES.items()},
         "measured": _measure(settings, goods, titles, truth, intents, queries, clicks, wrong),
     }
+    name = "bazaar" if settings.language == "en" else f"bazaar-{settings.language}"
     return write_catalog(
-        Path(folder), name="bazaar", products=products, queries=table, interactions=interactions, truth=truth, info=info
+        Path(folder), name=name, products=products, queries=table, interactions=interactions, truth=truth, info=info
     )
 
 

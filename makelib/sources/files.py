@@ -39,21 +39,21 @@ MOST_VALUES = 200
 
 #: makelib's name of a column -> the names it goes by, without case and punctuation, best first
 PRODUCT_COLUMNS = {
-    "product_id": ("productid", "id", "sku", "itemid", "articleid", "asin"),
-    "title": ("title", "producttitle", "productdisplayname", "productname", "displayname", "name"),
-    "image": ("image", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl"),
-    "images": (
-        "images",
-        "imagepaths",
-        "imagefiles",
-        "furtherimages",
-        "additionalimages",
-        "frames",
-        "photos",
-        "pictures",
+    "product_id": ("productid", "id", "sku", "itemid", "articleid", "asin", "商品id", "商品编号", "编号"),
+    "title": (
+        "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "标题", "商品标题", "商品名称", "名称",
     ),
-    "category": ("category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department"),
-}
+    "image": (
+        "image", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "图片", "主图",
+    ),
+    "images": (
+        "images", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
+    ),
+    "category": (
+        "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department",
+        "类目", "品类", "类别", "分类",
+    ),
+}  # fmt: skip
 QUERY_COLUMNS = {
     "query_id": ("queryid", "qid", "id"),
     "query": ("query", "querytext", "searchquery", "text"),

@@ -21,18 +21,23 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from makelib.text import UNSPACED, join
+
 #: role of a label column by its name: decides word order and, for the first two, that it is seen rather than read
 ROLES = (
-    ("colour", r"colou?r|颜色|色"),
-    ("look", r"pattern|print|silhouette|shape|texture|neck|sleeve|look|花纹|图案"),
-    ("brand", r"brand|maker|manufacturer|品牌"),
-    ("gender", r"gender|sex|audience|age_?group|性别"),
-    ("usage", r"usage|occasion|style|用途|场合"),
-    ("material", r"material|fabric|材质"),
+    ("colour", r"colou?r|couleur|farbe|颜色|花色|色系|カラー|لون|रंग"),
+    ("look", r"pattern|print|silhouette|shape|texture|neck|sleeve|look|花纹|图案|版型|领型|袖长"),
+    ("brand", r"brand|maker|manufacturer|marque|marke|品牌|ブランド|ماركة|ब्रांड"),
+    ("gender", r"gender|sex|audience|age_?group|性别|人群"),
+    ("usage", r"usage|occasion|style|用途|场合|风格"),
+    ("material", r"material|fabric|材质|面料|素材"),
 )
 #: labels that a shopper rarely asks for and neither title nor image shows
-UNASKED = re.compile(r"season|year|date|price|stock|rating|status|country|size", re.IGNORECASE)
-#: English word order in front of the type; the type comes last
+UNASKED = re.compile(
+    r"season|year|date|price|stock|rating|status|country|size|季|年份|日期|价格|库存|评分|状态|产地|尺码|尺寸|サイズ|価格",
+    re.IGNORECASE,
+)
+#: word order in front of the type, English and Chinese; the type comes last
 ORDER = ("brand", "gender", "usage", "other", "look", "colour", "material", "type")
 #: which columns are asked first where there are many
 PRIORITY = ("type", "colour", "brand", "gender", "usage", "look", "material", "other")
@@ -273,7 +278,7 @@ def _sample(
 
 
 class _Speaker:
-    """Puts constraints into words, as shoppers would type them."""
+    """Puts constraints into words, as shoppers would type them: "red dress", 红色连衣裙."""
 
     def __init__(
         self, labels: pd.DataFrame, titles: Sequence[str], columns: Sequence[str], category: str | None
@@ -295,23 +300,17 @@ class _Speaker:
         """Up to three strings for an intent, the plain one first."""
         ordered = sorted(constraints, key=lambda column: ORDER.index(self.roles[column]))
         spoken = {column: constraints[column].casefold() for column in constraints}
-        plain = " ".join(spoken[column] for column in ordered)
-        others = []
+        ways = [[spoken[column] for column in ordered]]
         for last in ("gender", "brand"):
-            moved = sorted(ordered, key=lambda column: self.roles[column] == last)
-            others.append(" ".join(spoken[column] for column in moved))
+            ways.append([spoken[column] for column in sorted(ordered, key=lambda column: self.roles[column] == last)])
         kind = constraints.get(self.category) if self.category else None
         if kind in self.singular:
-            others += [
-                re.sub(rf"(?<!\S){re.escape(kind.casefold())}(?!\S)", self.singular[kind], text)
-                for text in [plain, *others]
-            ]
+            ways += [[self.singular[kind] if word == kind.casefold() else word for word in way] for way in ways]
         if kind and len(constraints) > 1 and relevant >= 0.5 * self._without(constraints):
-            others.append(" ".join(spoken[column] for column in ordered if column != self.category))
-        others = [text for text in dict.fromkeys(others) if text != plain]
+            ways.append([spoken[column] for column in ordered if column != self.category])
+        plain, *others = {join(way): way for way in ways}.items()
         picked = [others[i] for i in random.permutation(len(others))[: random.integers(1, 3)]]
-        texts = [(text, text.split()) for text in [plain, *picked]]  # "formal formal shoes" is nobody's query
-        return [text for text, said in texts if 1 <= len(said) <= LONGEST_QUERY and len(set(said)) == len(said)]
+        return [text for text, way in [plain, *picked] if _sensible(way)]
 
     def says_type(self, text: str, constraints: dict[str, str]) -> bool:
         """Whether a string names the type that its intent asks for; a string of an intent without one does not."""
@@ -324,6 +323,13 @@ class _Speaker:
         if mark not in self.sizes:
             self.sizes[mark] = int(np.all([self.values[column] == rest[column] for column in rest], axis=0).sum())
         return self.sizes[mark]
+
+
+def _sensible(way: list[str]) -> bool:
+    """At most `LONGEST_QUERY` words, none twice: "formal formal shoes" and 红色红色连衣裙 are nobody's query."""
+    said = " ".join(way).split()
+    twice = any(UNSPACED.search(one) and one in other for one, other in itertools.permutations(way, 2))
+    return 1 <= len(said) <= LONGEST_QUERY and len(set(said)) == len(said) and not twice
 
 
 def _singular(text: str) -> str | None:

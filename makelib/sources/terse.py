@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import regex
 
-from makelib.text import words
+from makelib.text import UNSPACED, words
 
 #: pattern words of fashion and home titles that no label column holds
 PATTERN_WORDS = (
@@ -20,6 +21,7 @@ PATTERN_WORDS = (
     "plaided", "tartan", "gingham", "argyle", "print", "prints", "printed", "solid", "solids", "plain", "floral",
     "florals", "flower", "flowers", "polka", "dot", "dots", "dotted", "graphic", "abstract", "paisley", "camouflage",
     "camo", "textured", "embroidered", "embellished", "geometric", "melange", "tie-dye", "ombre", "leopard", "zebra",
+    "条纹", "格子", "格纹", "碎花", "印花", "花卉", "波点", "圆点", "纯色", "渐变", "豹纹", "迷彩", "刺绣",
 )  # fmt: skip
 #: colour words that sellers use and label columns rarely list
 COLOUR_WORDS = (
@@ -27,22 +29,29 @@ COLOUR_WORDS = (
     "coral", "fuchsia", "ivory", "cream", "beige", "camel", "mustard", "lime", "mint", "emerald", "navy", "charcoal",
     "lemon", "golden", "silvery", "multi", "multicolour", "multicolor", "multicoloured", "multicolored",
     "multi-coloured", "multi-colored", "colour", "color", "coloured", "colored", "colourful", "colorful",
+    "红色", "酒红", "橙色", "黄色", "绿色", "墨绿", "青色", "蓝色", "藏青", "紫色", "粉色", "粉红", "棕色", "咖啡色", "卡其色",
+    "米色", "杏色", "黑色", "白色", "灰色", "金色", "银色", "彩色", "撞色",
 )  # fmt: skip
 
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+#: \w of `re` and `regex` alike leaves marks out: in रंगीन, रंग would be a word
+_LETTER = r"[\w\p{M}]"
 #: what may be left at either end when a word goes: "Shirt - Red", "Shirt, blue and white"
 _LOOSE = " /&,+-–"
 
 
 def vocabulary(values: Iterable[str]) -> list[str]:
-    """The words to hide for one label column: each value as a phrase and each of its words, in lower case."""
+    """The words to hide for one label column: each value as a phrase and each of its words, in lower case.
+
+    In scripts without spaces only the phrases between its spaces and strokes: 白 of 米白 would be hidden in 白领 too.
+    """
     found: set[str] = set()
     for value in values:
-        found |= {value.casefold(), *words(value)}
+        found |= {value.casefold(), *(word for word in words(value) if not UNSPACED.match(word))}
+        found |= {part for part in re.split(r"[\s/、,，]+", value.casefold()) if UNSPACED.search(part)}
     return sorted(found - {"", "and"})
 
 
-def pattern(phrases: Iterable[str]) -> re.Pattern[str]:
+def pattern(phrases: Iterable[str]) -> regex.Pattern[str]:
     """One expression that finds any of the phrases as whole words, joined ones ("black / red", "navy and white") too.
 
     Scripts without spaces have no word borders, so there a phrase is found anywhere.
@@ -50,16 +59,16 @@ def pattern(phrases: Iterable[str]) -> re.Pattern[str]:
 
     def bounded(phrase: str) -> str:
         body = r"[\s\-]+".join(re.escape(part) for part in re.split(r"[\s\-]+", phrase) if part)
-        left = "" if _UNSPACED.match(phrase[0]) else r"(?<!\w)"
-        right = "" if _UNSPACED.match(phrase[-1]) else r"(?!\w)"
+        left = "" if UNSPACED.match(phrase[0]) else rf"(?<!{_LETTER})"
+        right = "" if UNSPACED.match(phrase[-1]) else rf"(?!{_LETTER})"
         return f"{left}{body}{right}"
 
     one = "|".join(
         bounded(phrase) for phrase in sorted(set(phrases), key=lambda phrase: (-len(phrase), phrase)) if phrase
     )
     if not one:
-        return re.compile(r"(?!)")
-    return re.compile(rf"(?:{one})(?:\s*(?:[/&,+\-]|\band\b)\s*(?:{one}))*", re.IGNORECASE)
+        return regex.compile(r"(?!)")
+    return regex.compile(rf"(?:{one})(?:\s*(?:[/&,+\-、和与]|\band\b)\s*(?:{one}))*", regex.IGNORECASE)
 
 
 def hide(
@@ -78,13 +87,19 @@ def hide(
     hidden, terse = list(titles), np.array(chosen, dtype=bool)
     for row in np.flatnonzero(terse):
         head, tail = titles[row][: keep[row]], titles[row][keep[row] :]
-        left, found = find.subn(" ", tail)
+        left, found = find.subn(_gap, tail)
         if found:
             left = re.sub(r"\s+", " ", left).strip(_LOOSE)
             hidden[row] = f"{head} {left}".strip() if head else left
         if titles[row] and not hidden[row]:
             hidden[row], terse[row] = titles[row], False
     return hidden, terse
+
+
+def _gap(found: regex.Match[str]) -> str:
+    """What takes the place of a hidden phrase: a space, but not within a script that has none."""
+    text, (begin, end) = found.string, found.span()
+    return "" if UNSPACED.search(text[max(begin - 1, 0) : begin] + text[end : end + 1]) else " "
 
 
 def names(titles: Sequence[str], values: Sequence[str], keep: np.ndarray) -> np.ndarray:

@@ -922,10 +922,18 @@ def test_groups_join_titles_and_pixels():
         ("Red", "Red"),
         ("", ""),
         ("红色连衣裙", "连衣裙"),
+        ("新款红色连衣裙", "新款连衣裙"),
+        ("新款 红色 连衣裙", "新款 连衣裙"),
+        ("新款红色和米白连衣裙", "新款连衣裙"),
+        ("Nike红色Air", "Nike Air"),
+        ("白领口红", "白领口红"),
+        ("नीला सूट", "सूट"),
+        ("नीलाभ सूट", "नीलाभ सूट"),
+        ("नीलांबर सूट", "नीलांबर सूट"),
     ],
 )
 def test_hidden_words(title, hidden):
-    phrases = terse.vocabulary(["Navy Blue", "Red", "Off White", "红色"])
+    phrases = terse.vocabulary(["Navy Blue", "Red", "Off White", "红色", "米白", "नीला", "नील"])
     keep = np.array([8 if title.startswith("Red Tape") else 0])
     (written,), _ = terse.hide([title], {*phrases, "striped"}, np.array([True]), keep)
     assert written == hidden
@@ -972,6 +980,42 @@ def test_default_options_hide_only_where_titles_tell_all(folder):
         row["title"] = "Seller Men"
     write_csv(folder, rows)
     assert default_options(folder).hide_share == 0.0
+
+
+# -- other languages --------------------------------------------------------------------------------------------------
+
+#: columns (id, title, type, colour, brand), brands, colours, types, title
+LANGUAGES = {
+    "Chinese": ("商品编号 标题 类目 颜色 品牌", "耐克 李宁", "红色 白色 藏青色", "连衣裙 运动鞋", "{brand}新款{colour}{kind}{i}号"),
+    "Japanese": ("id title category カラー ブランド", "ナイキ アシックス", "赤色 白色 紺色", "ワンピース スカート", "{brand} 新作 {colour}{kind} {i}"),
+    "Arabic": ("id title category اللون ماركة", "نايك أديداس", "أحمر أبيض أزرق", "فستان حذاء", "{kind} {colour} {brand} جديد {i}"),
+    "Hindi": ("id title category रंग ब्रांड", "नाइकी बाटा", "लाल सफ़ेद नीला", "साड़ी कुर्ता", "{brand} नई {colour} {kind} {i}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_catalogues_in_other_languages(language, tmp_path):
+    columns, brands, colours, kinds = (text.split() for text in LANGUAGES[language][:4])
+    cells = [(colours[i % 3], kinds[i % 2], brands[i // 6 % 2]) for i in range(60)]
+    titles = [LANGUAGES[language][4].format(colour=c, kind=k, brand=b, i=i) for i, (c, k, b) in enumerate(cells)]
+    table = [(f"p{i}", title, k, c, b) for i, (title, (c, k, b)) in enumerate(zip(titles, cells, strict=True))]
+    write_csv(tmp_path / "raw", [dict(zip(columns, row, strict=True)) for row in table])
+    catalog = import_folder(tmp_path / "raw", tmp_path / "out", Files(queries=30, clicks=300))
+    assert catalog.info["attribute_kinds"] == dict(zip(columns[2:], ("type", "visual", "textual"), strict=True))
+
+    is_terse = catalog.truth["terse"].tolist()
+    assert 0.4 < np.mean(is_terse) < 0.95
+    for hidden, title, (colour, *_), quiet in zip(catalog.products["title"], titles, cells, is_terse, strict=True):
+        expected = title.replace(colour, "") if quiet else title
+        assert hidden == " ".join(expected.split())
+
+    spaced = language not in ("Chinese", "Japanese")
+    strings = catalog.queries["query"]
+    for query, constraints in zip(strings, catalog.queries["constraints"], strict=True):
+        said = [value for value in constraints.values() if value in query]
+        assert sorted(query.replace(" ", "")) == sorted("".join(said))
+        assert query.count(" ") == (len(said) - 1 if spaced else 0)
+    assert strings.str.contains((" " if spaced else "").join((colours[0], kinds[0])), regex=False).any()
 
 
 # -- real photographs -------------------------------------------------------------------------------------------------
