@@ -14,6 +14,7 @@ import numpy as np
 from makelib.catalog import Catalog
 from makelib.model import MakeModel, ProductVectors
 from makelib.retriever import Retriever
+from makelib.text import join, pieces
 
 #: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
 MOST_WORDS = 48
@@ -61,9 +62,9 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
     catalog, model = retriever.catalog, retriever.model
     own = catalog.photographs(row, model.config.image_size)  # (k, S, S, 3)
     title = title_of(catalog, row)
-    split = title.split()
+    split = pieces(title)
     words = split[:MOST_WORDS]
-    titles = [title] + [" ".join(split[:i] + split[i + 1 :]) for i in range(len(words))]
+    titles = [title] + [join(split[:i] + split[i + 1 :]) for i in range(len(words))]
     covered = [np.concatenate([cover[None], own[1:]]) for cover in _covered(own[0], grid)] if len(own) else []
     without = [np.delete(own, place, axis=0) for place in range(len(own))] if len(own) > 1 else []
     texts = titles + [title] * (len(covered) + len(without))

@@ -151,6 +151,19 @@ def words(text: str) -> list[str]:
     return found
 
 
+def pieces(text: str) -> list[str]:
+    """A text cut between its words, nothing normalised, so that `join` puts it together again: at spaces, and within runs of
+    Han as `jieba` cuts them, or character by character without it."""
+    cut, found = _segmenter() or list, []
+    for chunk in text.split():
+        end = 0
+        for run in _HAN_RUN.finditer(chunk):
+            found += [chunk[end : run.start()], *cut(run.group())]
+            end = run.end()
+        found.append(chunk[end:])
+    return [piece for piece in found if piece]
+
+
 def lacks_segmenter(texts: Sequence[str]) -> bool:
     """Whether most of the texts are Chinese (Han without kana) while `jieba` is not installed, so that words are pairs."""
     chinese = [bool(regex.search(r"\p{Han}", text)) and not regex.search(r"[\u3040-\u30ff]", text) for text in texts]

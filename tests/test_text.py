@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from makelib import text
-from makelib.text import encode, join, lacks_segmenter, train_tokenizer, word_starts, words
+from makelib.text import encode, join, lacks_segmenter, pieces, train_tokenizer, word_starts, words
 
 SAMPLES = [
     "Red Striped Dress",
@@ -175,3 +175,25 @@ def test_word_starts(tokenizer, segmenter):
 )
 def test_join(parts, joined):
     assert join(parts) == joined
+
+
+@pytest.mark.parametrize(
+    ("title", "cut"),
+    [
+        ("Red  striped dress", ["Red", "striped", "dress"]),
+        ("红色连衣裙 Acme新款T恤", ["红色", "连衣裙", "Acme", "新款", "T", "恤"]),
+        ("赤いワンピース", ["赤", "いワンピース"]),
+        ("", []),
+    ],
+)
+def test_pieces_can_be_left_out_one_by_one(title, cut):
+    pytest.importorskip("jieba")
+    assert pieces(title) == cut
+    assert "".join(pieces(title)) == "".join(title.split())
+    without_second = join(cut[:1] + cut[2:])
+    assert without_second.replace(" ", "") == "".join(cut[:1] + cut[2:])
+
+
+@given(STRINGS)
+def test_pieces_lose_nothing_but_spaces(string):
+    assert "".join(pieces(string)) == "".join(string.split())
