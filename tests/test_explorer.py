@@ -313,8 +313,7 @@ def test_a_typed_query_fills_the_tiles(explorer):
     explorer.widget.layout  # noqa: B018  made now
     explorer.query.value = "blue acme"
     shown = [cell.children[0].value for cell in explorer.cards.children]
-    wanted = explorer.views.tiles(State("blue acme", "adaptive", k=6))
-    assert shown == wanted
+    assert shown == explorer.views.shown(State("blue acme", "adaptive", k=6))[1]
     explorer.k.value = 24
     assert len(explorer.cards.children) == 24
     explorer.category.value = "dress"

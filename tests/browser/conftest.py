@@ -5,6 +5,7 @@ import os
 import shutil
 from urllib.parse import urlsplit
 
+import lab
 import pytest
 
 ARGUMENTS = (
@@ -58,3 +59,12 @@ def gated_page(browser):
             return page, refused
 
         yield open_page
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory):
+    """One JupyterLab for all tests: the folder that it serves, with `notebooks/` in it, and its address."""
+    root = tmp_path_factory.mktemp("workplace")
+    (root / "notebooks").mkdir()
+    with lab.running(lab.LAB, root, tmp_path_factory.mktemp("jupyter")) as address:
+        yield root, address

@@ -1,7 +1,6 @@
 """The explorer in a real JupyterLab: a newcomer's path through notebook 05; a hostile catalogue stays inert."""
 
 import json
-import shutil
 from pathlib import Path
 
 import lab
@@ -25,10 +24,9 @@ VIEW = {"width": 1280, "height": 2400}
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(jupyter):
     """A folder like the repository's root: a trained toy run, notebook 05 with other parameters, a hostile one."""
-    root = tmp_path_factory.mktemp("workplace")
-    (root / "notebooks").mkdir()
+    root, _ = jupyter
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         experiment = Experiment.open("reports/toy", "smoke", "bazaar", 1, OVERRIDES)
@@ -54,14 +52,12 @@ def workplace(tmp_path_factory):
     hostile.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(hostile, root / "notebooks" / "hostile.ipynb")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    yield root, experiment
-    shutil.rmtree(root, ignore_errors=True)
+    return root, experiment
 
 
 @pytest.fixture(scope="module")
-def address(workplace, tmp_path_factory):
-    with lab.running(workplace[0], tmp_path_factory.mktemp("jupyter")) as found:
-        yield found
+def address(workplace, jupyter):
+    return jupyter[1]
 
 
 def shown(page):
