@@ -474,7 +474,7 @@ class QueryExplorer:
             accept="image/*", description="Search by a picture", layout=widgets.Layout(width="auto")
         )
         choice = functools.partial(
-            widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 200px", width="auto", max_width="320px")
+            widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 200px", width="auto", max_width="400px")
         )
         self.variant = choice(description="Model", options=option)
         self.compare = choice(description="Beside it", options=[("nothing", ""), *option])
@@ -533,7 +533,7 @@ class QueryExplorer:
         box = widgets.VBox(
             [
                 widgets.HTML(draw.style(), layout=widgets.Layout(display="none")),
-                line(self.query, self.by, self.upload), line(self.variant, self.compare), line(self.category, self.kind, self.k),
+                line(self.query, self.upload), line(self.variant, self.compare, self.by), line(self.category, self.kind, self.k),
                 self.alert, self.line, self.cards, self.beside,
                 self.explain, self.panel, self._what_if, self.edited, tools,
             ]

@@ -5,6 +5,8 @@ import pytest
 
 from makelib.catalog import write_catalog
 
+pytest.register_assert_rewrite("explore")  # what the browser tests share
+
 
 @pytest.fixture(scope="session")
 def tiny_catalog(tmp_path_factory):

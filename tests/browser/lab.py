@@ -26,7 +26,7 @@ LAB = (
 
 
 @contextlib.contextmanager
-def running(command, root, home, path="api"):
+def running(command, root, home, path="api", environment=None):
     """A server (`python -m` this command) in `root`, all its own files under `home`; yields its address once `path` answers."""
     (home / "config" / "labconfig").mkdir(parents=True)
     (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(OVERRIDES))
@@ -36,9 +36,10 @@ def running(command, root, home, path="api"):
         "JUPYTER_RUNTIME_DIR": "runtime",
         "IPYTHONDIR": "ipython",
     }
-    environment = {
+    inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "MAKELIB"))
     }
+    environment = inherited | (environment or {})
     environment |= {name: str(home / folder) for name, folder in folders.items()}
     environment |= {"JUPYTER_CONFIG_PATH": str(home / "config"), "MAKELIB_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with socket.socket() as free:
