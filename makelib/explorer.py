@@ -487,7 +487,7 @@ class QueryExplorer:
         self.line, self.alert, self.beside, self.panel, self.edited = (widgets.HTML() for _ in range(5))
         self.cards = widgets.GridBox(
             layout=widgets.Layout(
-                grid_template_columns="repeat(auto-fill, minmax(160px, 1fr))", grid_gap="12px", width="100%"
+                grid_template_columns="repeat(auto-fill, minmax(170px, 1fr))", grid_gap="12px", width="100%"
             )
         ).add_class("mkx-cards")  # fmt: skip
         self._cells: list[widgets.VBox] = []

@@ -34,6 +34,7 @@ def test_a_colleague_explores(workplace, address, gated_page, theme):
     assert page.title() == "Query explorer"
     assert page.get_by_role("heading", level=1).inner_text().startswith("5 · The query explorer")
     assert page.locator(".jp-CodeCell .jp-InputArea, .mkx-query, [data-mime-type$='stderr']").count() == 0
+    assert not page.get_by_text("numbers each").first.is_visible()  # what cells print
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     if theme == "light":
         explore.tour(panel, workplace[1])
