@@ -468,6 +468,7 @@ class QueryExplorer:
         option = [(draw.plain(name), name) for name in views.names]
         self.query = widgets.Combobox(
             description="Query", placeholder="type what you look for", ensure_option=False, style=narrow,
+            options=[draw.plain(known) for known in views.suggest("")],
             layout=widgets.Layout(flex="1 1 320px", width="auto"),
         )  # fmt: skip
         self.upload = widgets.FileUpload(

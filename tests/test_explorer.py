@@ -6,6 +6,7 @@ Models are small and untrained (gates and cross attention stirred up): what is t
 import asyncio
 import base64
 import concurrent.futures
+import dataclasses
 import datetime
 import html
 import html.parser
@@ -13,6 +14,7 @@ import io
 import json
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from makelib import explain, explorer_html
+from makelib.ablation import Experiment
 from makelib.catalog import fit
 from makelib.explorer import QueryExplorer, State, Views, once, telling_queries
 from makelib.retriever import Retriever
 from makelib.runtime import UserError
+from makelib.settings import preset, write_yaml
 
 TAGS = {
     "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h4", "p", "b", "i", "small", "em", "bdi",
@@ -584,6 +588,25 @@ def test_page_explains_by_rank(explorer):
     assert "rank 2 of 60" in page
     with pytest.raises(UserError, match="ranks 1 to 4"):
         explorer.page("red acme", rank=5, k=4)
+
+
+def test_a_run_is_opened_by_name(catalog, retrievers, tmp_path, monkeypatch):
+    """Every trained arm of it, the whole method first; what is no run is refused in a sentence."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(Path("reports/mine"), preset("smoke").replace(seeds=(0,)), catalog)
+    for variant, fusion in (("full", "adaptive"), ("title", "title")):
+        arm = experiment.arm("make", variant, 0)
+        dataclasses.replace(retrievers[fusion], name=arm.label).save(arm.folder)
+        (arm.folder / "arm.json").write_text("{}")
+    write_yaml(experiment.settings, experiment.run / "settings.yaml")
+    (experiment.run / "catalogue.json").write_text(json.dumps({"folder": str(catalog.folder)}))
+    for run in ("mine", "reports/mine", tmp_path / "reports" / "mine"):
+        opened = Views(run)
+        assert opened.names == ["full, seed 0", "title, seed 0"]
+    assert opened.open("full, seed 0").vectors.embedding.tobytes() == retrievers["adaptive"].vectors.embedding.tobytes()
+    assert QueryExplorer("mine", queries=["red"]).save() == Path("reports/mine/explorer.json")
+    with pytest.raises(UserError, match="no run in yours or reports/yours"):
+        QueryExplorer("yours")
 
 
 def test_retrievers_of_two_catalogues_are_refused(retrievers, tiny_catalog):

@@ -1,6 +1,7 @@
 """How long people wait in a real browser: from Enter, and from the last key, until the tiles of a query never asked before are there."""
 
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 TESTS = Path(__file__).parents[1]
-#: products -> milliseconds that the median query may take (twice that on a machine that does other things as well)
+#: products -> milliseconds that the median query may take on a machine that does nothing else
 WITHIN = {10_000: 150, 200_000: 300}
 #: the moment when a query's tiles stand on the screen: its status line comes after them, and a frame after that is drawn
 WATCH = """() => {
@@ -62,4 +63,5 @@ def test_tiles_of_a_new_query_are_there_in_time(page, products, by, record_prope
     median = statistics.median(took)
     print(f"{products:,} products, from {by} to tiles: median {median:.0f} ms, {min(took):.0f} to {max(took):.0f} ms")
     record_property("milliseconds", json.dumps([round(each) for each in took]))
-    assert median <= 2 * WITHIN[products]
+    # whoever shares the cores waits for his turn; the load of this very test counts as one of them
+    assert median <= WITHIN[products] * (1 + os.getloadavg()[0] / os.cpu_count())
