@@ -475,7 +475,7 @@ class QueryExplorer:
             accept="image/*", description="Search by a picture", layout=widgets.Layout(width="auto")
         )
         choice = functools.partial(
-            widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 200px", width="auto", max_width="400px")
+            widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 180px", width="auto", max_width="400px")
         )
         self.variant = choice(description="Model", options=option)
         self.compare = choice(description="Beside it", options=[("nothing", ""), *option])

@@ -164,7 +164,10 @@ def marks(hit: Mapping) -> str:
             kind, (f"◐ {hit['relevance']:.0%}", "relevant")
         )
         found += f'<span class="mkx-mark mkx-{kind}" title="{attribute(hit["wishes"])}">{sign}<span class="mkx-long"> {said}</span></span>'
-    return found + ('<span class="mkx-mark mkx-clicked">clicked</span>' if hit["clicked"] else "")
+    clicked = (
+        '<span class="mkx-mark mkx-clicked" title="clicked by shoppers">●<span class="mkx-long"> clicked</span></span>'
+    )
+    return found + (clicked if hit["clicked"] else "")
 
 
 def weights(title: float, image: float) -> str:
