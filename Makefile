@@ -34,7 +34,8 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
 explore: $(STAMP)
-	$(BIN)/voila notebooks/05_query_explorer.ipynb
+	JUPYTER_PATH="$(CURDIR)/makelib/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
+	  notebooks/05_query_explorer.ipynb
 
 reproduce: $(STAMP)
 	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)"

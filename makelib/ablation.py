@@ -27,7 +27,7 @@ from makelib import evaluation
 from makelib.catalog import Catalog
 from makelib.retriever import Retriever
 from makelib.runtime import UserError, atomic_file, fingerprint, progress, set_threads
-from makelib.settings import FUSIONS, Settings, from_dict, preset, to_dict, write_yaml
+from makelib.settings import FUSIONS, Settings, from_dict, preset, read_yaml, to_dict, write_yaml
 from makelib.sources import open_catalog, settings_for
 from makelib.training import train, warm_up_images
 
@@ -165,6 +165,17 @@ class Experiment:
         with atomic_file(run / "catalogue.json") as draft:
             draft.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         return cls(run, settings, opened)
+
+    @classmethod
+    def reopen(cls, run: Path | str) -> Experiment:
+        """A run as it was left, settings and catalogue; `run` is its folder, or its name under `reports/`."""
+        for folder in (Path(run), Path("reports") / run):
+            if (folder / "catalogue.json").is_file() and (folder / "settings.yaml").is_file():
+                facts = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+                return cls(folder, read_yaml(folder / "settings.yaml"), Catalog.open(facts["folder"]))
+        raise UserError(
+            f"There is no run in {run} or reports/{run}. Make one with `make reproduce`, or open notebook 02."
+        )
 
     # -- arms -----------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +25,14 @@ import dacite
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from IPython.display import HTML
 
 from makelib import evaluation, explain
 from makelib import explorer_html as draw
 from makelib import settings as settings_module
 from makelib.ablation import STUDIES, Experiment
+from makelib.catalog import fit
 from makelib.index import ProductIndex
 from makelib.keywords import KeywordTable, WordTables
 from makelib.retriever import Retriever
@@ -42,7 +47,14 @@ SEARCH_BY = {
     "both": "query + product",
     "product": "the product",
     "image": "its image alone",
+    "picture": "my picture",
 }
+#: how many known queries are suggested while one is typed
+SUGGESTIONS = 12
+#: seconds without a key until what was typed is searched, and until a search that still runs says so
+DEBOUNCE, PATIENCE = 0.08, 0.25
+#: what a new query leaves behind
+ANEW = {"by": "query", "like": None, "picture": None, "selected": None, "title": None, "blank": False}
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,9 @@ class State:
         variant, compare: the model searched with, and the one beside it (None: none).
         k: number of results. category: only this one (None: all).
         kind: exact search, or approximate through HNSW.
-        by, like: search by the query, by the product `like` (an id), by its image alone, or by query and product.
+        by, like: search by the query, by the product `like` (an id), by its image alone, by query and product, or by
+            `picture`.
+        picture: somebody's own picture, small and redrawn, as a `data:` URI; see `explorer_html.own_picture`.
         selected: id of the product that is explained.
         title, blank: what if the selected product had this title (None: its own), or no image?
     """
@@ -65,11 +79,16 @@ class State:
     k: int = 12
     category: str | None = None
     kind: Literal["exact", "approximate"] = "exact"
-    by: Literal["query", "both", "product", "image"] = "query"
+    by: Literal["query", "both", "product", "image", "picture"] = "query"
     like: str | None = None
+    picture: str | None = None
     selected: str | None = None
     title: str | None = None
     blank: bool = False
+
+    def __post_init__(self) -> None:
+        if self.picture is not None:
+            draw.decoded(self.picture)  # a state comes from a file, and a file from anybody
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -87,11 +106,13 @@ class Views:
     """Models and their catalogue, asked by `State` and answering in HTML or tables.
 
     Args:
-        source: an `Experiment` (every trained arm, opened when first asked for), a `Retriever`, or a mapping from name
-            to `Retriever`; all of one catalogue.
+        source: a run (its folder, or its name under `reports/`) or an `Experiment`: every trained arm, opened when first
+            asked for; or a `Retriever`, or a mapping from name to `Retriever`, all of one catalogue.
     """
 
-    def __init__(self, source: Experiment | Retriever | Mapping[str, Retriever]) -> None:
+    def __init__(self, source: Path | str | Experiment | Retriever | Mapping[str, Retriever]) -> None:
+        if isinstance(source, (str, Path)):
+            source = Experiment.reopen(source)
         self.settings = settings_module.Settings()
         self.folder = Path(".")
         if isinstance(source, Experiment):
@@ -113,38 +134,49 @@ class Views:
             if {it.catalog.fingerprint for it in source.values()} != {self.catalog.fingerprint}:
                 raise UserError("The explorer compares retrievers of one catalogue; these belong to several.")
         self.names = list(self._sources)
-        self.categories = sorted(self.catalog.products["category"].dropna().unique().tolist())
-        self._rows = pd.Index(self.catalog.products["product_id"])
-        self._known = collections.defaultdict(list)
-        for row, query in enumerate(self.catalog.queries["query"]):
-            self._known[query.strip().lower()].append(row)
+        products, queries, table = self.catalog.products, self.catalog.queries, self.catalog.interactions
+        self._in_category = products.groupby("category").indices
+        self.categories = sorted(self._in_category)
+        self._rows = pd.Index(products["product_id"])
+        clicks = table[table["kind"] == "click"]
+        self._clicks = sp.csr_matrix(
+            (np.ones(len(clicks), bool), (clicks["query"], clicks["product"])), shape=(len(queries), len(products))
+        )
+        self._known = queries.groupby(queries["query"].str.strip().str.lower()).indices
+        asked = np.diff(self._clicks.indptr)
+        #: known queries in small letters, as they are written, the most clicked first
+        self._popular = {
+            words: queries["query"].iloc[rows[0]].strip()
+            for words, rows in sorted(self._known.items(), key=lambda known: -asked[known[1]].sum())
+        }
         self.thumbnail = functools.lru_cache(maxsize=4096)(self._thumbnail)
-        self.open = functools.cache(self._open)
-        self.index = functools.cache(self._index)
+        self.open = once(lambda name: self._sources[name]())
+        self._built = once(self._build)
+        self._keywords = once(lambda: KeywordTable(WordTables.of(self.catalog), self.settings.keywords))
 
     # -- what is searched -----------------------------------------------------------------------------------------
 
-    def _open(self, name: str) -> Retriever:
-        return self._sources[name]()
+    def index(self, name: str, kind: str) -> ProductIndex:
+        """The variant's own index where it is of this kind, else one that is built when first asked for."""
+        own = self.open(name).index
+        return own if (own.manifest["kind"] == "exact") == (kind == "exact") else self._built(name, kind)
 
-    def _index(self, name: str, kind: str) -> ProductIndex:
-        """The variant's own index where it is of this kind, else one built now."""
+    def _build(self, name: str, kind: str) -> ProductIndex:
         retriever = self.open(name)
-        own = retriever.index.manifest
-        if (own["kind"] == "exact") == (kind == "exact"):
-            return retriever.index
         return ProductIndex.build(
             retriever.vectors.embedding,
             retriever.index.ids,
             settings_module.Index(kind="exact" if kind == "exact" else "hnsw"),
-            model_fingerprint=own["model"],
-            catalogue_fingerprint=own["catalogue"],
+            model_fingerprint=retriever.index.manifest["model"],
+            catalogue_fingerprint=retriever.index.manifest["catalogue"],
         )
 
-    @functools.cached_property
-    def keywords(self) -> KeywordTable:
-        """What Keyword Enhancement takes from each title; counted once, when first asked for."""
-        return KeywordTable(WordTables.of(self.catalog), self.settings.keywords)
+    def suggest(self, typed: str) -> list[str]:
+        """Known queries that go on from what is typed, then those that hold it somewhere; the most clicked first."""
+        typed = typed.strip().lower()
+        begin = (query for words, query in self._popular.items() if words.startswith(typed))
+        hold = (query for words, query in self._popular.items() if typed in words and not words.startswith(typed))
+        return list(itertools.islice(itertools.chain(begin, hold), SUGGESTIONS))
 
     def check(self, state: State) -> State:
         """The state itself. Raises `UserError` where it names what is not here."""
@@ -157,7 +189,9 @@ class Views:
             self.row(product)
         if state.k < 1:
             raise UserError(f"The number of results must be at least 1, not {state.k}.")
-        if state.by != "query" and state.like is None:
+        if state.by == "picture" and state.picture is None:
+            raise UserError("To search by a picture of your own, upload one first.")
+        if state.by in ("both", "product", "image") and state.like is None:
             raise UserError("To search by a product, choose one first (“More like this” under its picture).")
         return state if state.variant else dataclasses.replace(state, variant=self.names[0])
 
@@ -169,23 +203,33 @@ class Views:
             raise UserError(f"There is no product {product_id!r} in {self.catalog.name}.") from None
 
     def vector(self, state: State, variant: str) -> np.ndarray:
-        """What is searched with, float32 (d,), unit length: query, product, its image, or the sum of both."""
+        """What is searched with, float32 (d,), unit length: query, product, an image alone, or query and product summed."""
         retriever = self.open(variant)
         if state.by == "query":
             return retriever.embed(state.query)
+        if state.by in ("image", "picture"):
+            return self._seen(state, retriever)
         row = self.row(state.like)
-        if state.by == "image":
-            pixels, has_image = self.catalog.images(retriever.model.config.image_size)
-            if not has_image[row]:
-                raise UserError(f"Product {state.like!r} has no image to search by.")
-            if not retriever.model.sees_image:
-                raise UserError(f"{variant!r} does not look at images; choose another model to search by one.")
-            return retriever.model.encode_products([""], np.array(pixels[row])[None], np.ones(1, bool)).embedding[0]
         product = retriever.vectors.embedding[row]
         if state.by == "product":
             return product
         both = retriever.embed(state.query) + product
         return both / np.linalg.norm(both)
+
+    def _seen(self, state: State, retriever: Retriever) -> np.ndarray:
+        """What the model makes of one image without a title: the product's, or somebody's own."""
+        if not retriever.model.sees_image:
+            raise UserError(f"{retriever.name!r} does not look at images; choose another model to search by one.")
+        size = retriever.model.config.image_size
+        if state.by == "picture":
+            pixels = fit(draw.decoded(state.picture), size)
+        else:
+            row = self.row(state.like)
+            every, has_image = self.catalog.images(size)
+            if not has_image[row]:
+                raise UserError(f"Product {state.like!r} has no image to search by.")
+            pixels = np.array(every[row])
+        return retriever.model.encode_products([""], pixels[None], np.ones(1, bool)).embedding[0]
 
     def search(self, state: State, variant: str | None = None) -> pd.DataFrame:
         """`Retriever.hits` of the best products, and what is known about the query; see `marked`."""
@@ -194,7 +238,7 @@ class Views:
         if state.category is None:
             rows, scores = (found[0] for found in self.index(variant, state.kind).search(vector[None], state.k))
         else:  # a filter is searched exactly: approximate indexes cannot look into one category only
-            rows = np.flatnonzero(self.catalog.products["category"].to_numpy() == state.category)
+            rows = self._in_category[state.category]
             scores = retriever.vectors.embedding[rows] @ vector
             best = np.lexsort((rows, -scores))[: state.k]
             rows, scores = rows[best], scores[best]
@@ -203,12 +247,10 @@ class Views:
     def marked(self, hits: pd.DataFrame, state: State) -> pd.DataFrame:
         """Hits with `relevance` (NaN where the query is not known), `wishes` in words, `clicked`."""
         rows = hits["row"].to_numpy()
-        known = self._known.get(state.query.strip().lower(), []) if state.by == "query" else []
+        known = self._known.get(state.query.strip().lower(), ()) if state.by == "query" else ()
         relevance, clicked, wishes = np.full(len(rows), np.nan), np.zeros(len(rows), bool), [""] * len(rows)
-        if known:
-            table = self.catalog.interactions
-            clicks = table.loc[table["query"].isin(known) & (table["kind"] == "click"), "product"]
-            clicked = np.isin(rows, clicks)
+        if len(known):
+            clicked = np.isin(rows, self._clicks[known].indices)
             relevance = self.catalog.relevance(known[:1], rows)[0]
             asked = self.catalog.queries["constraints"].iloc[known[0]] or {}
             have = [attributes or {} for attributes in self.catalog.products["attributes"].iloc[rows]]
@@ -223,13 +265,6 @@ class Views:
 
     # -- views ----------------------------------------------------------------------------------------------------
 
-    def tiles(self, state: State) -> list[str]:
-        """One card per result."""
-        return [
-            draw.tile(hit, self.thumbnail, hit["product_id"] == state.selected)
-            for hit in self.search(state).to_dict("records")
-        ]
-
     def results(self, state: State) -> str:
         """All results: cards, or two variants side by side."""
         return self.versus(state) if state.compare else draw.tiles(self.search(state), self.thumbnail)
@@ -238,9 +273,7 @@ class Views:
         """Two variants, one query, and the moves between them; the new variant stands on the right."""
         names = (state.compare, state.variant)
         hits = tuple(self.search(state, name) for name in names)
-        among = (
-            slice(None) if state.category is None else self.catalog.products["category"].to_numpy() == state.category
-        )
+        among = slice(None) if state.category is None else self._in_category[state.category]
         elsewhere = []
         for side, other in ((0, 1), (1, 0)):
             shown = dict(zip(hits[other]["row"], hits[other]["rank"], strict=True))
@@ -265,7 +298,7 @@ class Views:
             found,
             self.thumbnail,
             near.astype(object).where(near.notna(), None),
-            self.keywords.words(row),
+            self._keywords().words(row),
             len(self.catalog),
             (retriever.model.sees_title, retriever.model.sees_image),
         )
@@ -291,6 +324,7 @@ class Views:
             "both": f"with {like} · ",
             "product": f"products like {like} · ",
             "image": f"images like that of {like} · ",
+            "picture": f"images like {draw.small_picture(state.picture)} · ",
         }
         how = "exact" if state.category else state.kind
         where = f"category {draw.text(state.category)} of" if state.category else ""
@@ -299,6 +333,14 @@ class Views:
             f"{asked[state.by]}{draw.text(state.variant)} · {where} {len(self.catalog):,} products · {how} search{took}"
         )
         return draw.status(state.query if state.by in ("query", "both") else "—", line)
+
+    def shown(self, state: State) -> tuple[pd.DataFrame, list[str], str]:
+        """What the widget draws first: the hits, and as HTML their cards, or the side-by-side view that stands for them."""
+        hits = self.search(state)
+        if state.compare:
+            return hits, [], self.versus(state)
+        cards = [draw.tile(hit, self.thumbnail, hit["product_id"] == state.selected) for hit in hits.to_dict("records")]
+        return hits, cards, ""
 
     def page(self, state: State) -> str:
         """Everything that a state shows, as one static piece of HTML."""
@@ -312,9 +354,7 @@ class Views:
         """The static twin: results of fixed queries, each under its caption, and why the very first came first."""
         parts = [draw.style()]
         for number, (caption, query) in enumerate(queries.items()):
-            asked = self.check(
-                dataclasses.replace(state, query=query, by="query", like=None, selected=None, title=None, blank=False)
-            )
+            asked = self.check(dataclasses.replace(state, query=query, **ANEW))
             parts.append(f'<h4 class="mkx-query">{draw.text(caption)}</h4>')
             parts += [self.status(asked), self.results(asked)]
             if number == 0:
@@ -331,18 +371,18 @@ class QueryExplorer:
     """Type a query, see products, see why; one line in a notebook.
 
     Args:
-        source: an `Experiment`, a `Retriever`, or a mapping from name to `Retriever`; see `Views`.
+        source: a run's folder or name, an `Experiment`, a `Retriever`, or a mapping from name to `Retriever`; see `Views`.
         k: number of results.
         queries: queries of the static twin, caption -> query, or a list; default: `telling_queries`.
         state: a saved state to begin with: a `State`, its JSON file.
 
     Example:
-        >>> QueryExplorer(experiment)                                          # doctest: +SKIP
+        >>> QueryExplorer("quick")                                             # doctest: +SKIP
     """
 
     def __init__(
         self,
-        source: Experiment | Retriever | Mapping[str, Retriever],
+        source: Path | str | Experiment | Retriever | Mapping[str, Retriever],
         *,
         k: int = 12,
         queries: Mapping[str, str] | Sequence[str] | None = None,
@@ -361,16 +401,28 @@ class QueryExplorer:
         #: queries asked so far, in order
         self.history: list[str] = []
         self._drawing: asyncio.Task | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        self._unfinished = False
         self._quiet = False
         self._ids: list[str] = []
 
     # -- views for a notebook cell --------------------------------------------------------------------------------
 
-    def page(self, query: str | None = None, *, rank: int | None = None, **changes: Any) -> HTML:
+    def page(
+        self,
+        query: str | None = None,
+        *,
+        rank: int | None = None,
+        picture: Path | str | None = None,
+        **changes: Any,
+    ) -> HTML:
         """Results as static HTML: `explorer.page("red dress", compare="title")`.
 
-        `rank=1` adds why the first product came first; `changes` are attributes of `State`.
+        `rank=1` adds why the first product came first; `picture` is a file to search by; `changes` are attributes of
+        `State`.
         """
+        if picture is not None:
+            changes |= {"by": "picture", "picture": draw.own_picture(Path(picture))}
         state = self.views.check(
             dataclasses.replace(self.state, query=self.state.query if query is None else query, **changes)
         )
@@ -413,15 +465,17 @@ class QueryExplorer:
     def widget(self) -> widgets.VBox:
         """The widget; made when first shown."""
         views, narrow = self.views, {"description_width": "70px"}
-        known = list(dict.fromkeys([*self.queries.values(), *views.catalog.queries["query"].head(400)]))
         option = [(draw.plain(name), name) for name in views.names]
         self.query = widgets.Combobox(
-            description="Query", placeholder="type and press Enter", options=[draw.plain(query) for query in known],
-            ensure_option=False, continuous_update=False, style=narrow,
+            description="Query", placeholder="type what you look for", ensure_option=False, style=narrow,
+            options=[draw.plain(known) for known in views.suggest("")],
             layout=widgets.Layout(flex="1 1 320px", width="auto"),
         )  # fmt: skip
+        self.upload = widgets.FileUpload(
+            accept="image/*", description="Search by a picture", layout=widgets.Layout(width="auto")
+        )
         choice = functools.partial(
-            widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 200px", width="auto", max_width="320px")
+            widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 180px", width="auto", max_width="400px")
         )
         self.variant = choice(description="Model", options=option)
         self.compare = choice(description="Beside it", options=[("nothing", ""), *option])
@@ -430,11 +484,11 @@ class QueryExplorer:
         )
         self.kind = choice(description="Search", options=["exact", "approximate"])
         self.k = choice(description="Results", options=sorted({*SIZES, self.state.k}))
-        self.by = choice(description="Search by", options=[(label, by) for by, label in SEARCH_BY.items()])
+        self.by = choice(description="Search by", options=[(SEARCH_BY["query"], "query")])
         self.line, self.alert, self.beside, self.panel, self.edited = (widgets.HTML() for _ in range(5))
         self.cards = widgets.GridBox(
             layout=widgets.Layout(
-                grid_template_columns="repeat(auto-fill, minmax(160px, 1fr))", grid_gap="12px", width="100%"
+                grid_template_columns="repeat(auto-fill, minmax(170px, 1fr))", grid_gap="12px", width="100%"
             )
         ).add_class("mkx-cards")  # fmt: skip
         self._cells: list[widgets.VBox] = []
@@ -455,7 +509,9 @@ class QueryExplorer:
         save, restore = (widgets.Button(description=text) for text in ("Save state", "Restore"))
         self.note = widgets.HTML()
 
-        self.query.observe(self._guard(lambda change: self._search(change["new"])), "value")
+        self.query.observe(self._guard(lambda change: self._typed(change["new"])), "value")
+        self.query.on_msg(lambda _, content, __: self._guard(self._entered)(content))
+        self.upload.observe(self._guard(lambda change: self._uploaded(change["new"])), "value")
         for name in ("variant", "compare", "category", "kind", "k", "by"):
             getattr(self, name).observe(
                 self._guard(lambda change, name=name: self._change(**{name: change["new"] or None})), "value"
@@ -478,7 +534,7 @@ class QueryExplorer:
         box = widgets.VBox(
             [
                 widgets.HTML(draw.style(), layout=widgets.Layout(display="none")),
-                line(self.query, self.by), line(self.variant, self.compare), line(self.category, self.kind, self.k),
+                line(self.query, self.upload), line(self.variant, self.compare, self.by), line(self.category, self.kind, self.k),
                 self.alert, self.line, self.cards, self.beside,
                 self.explain, self.panel, self._what_if, self.edited, tools,
             ]
@@ -510,13 +566,52 @@ class QueryExplorer:
         self.state = self.views.check(dataclasses.replace(self.state, **changes))
         self._draw()
 
-    def _search(self, query: str) -> None:
+    def _typed(self, query: str) -> None:
+        """While somebody types, known queries are suggested at once; what is typed is searched when no key follows."""
+        self.query.options = [draw.plain(known) for known in self.views.suggest(query)]
+        self._stop_waiting()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no kernel that could wait
+            self._search(query)
+        else:
+            self._waiting = loop.call_later(DEBOUNCE, self._guard(self._search), query)
+
+    def _entered(self, content: Mapping[str, Any]) -> None:
+        """Enter searches at once."""
+        if content.get("event") == "submit":
+            self._search(self.query.value, typing=False)
+
+    def _search(self, query: str, typing: bool = True) -> None:
         """A new query is about itself; only "query + product" keeps its product."""
-        keep = self.state.by == "both"
-        self.show(
-            query=query, by=self.state.by if keep else "query", like=self.state.like if keep else None,
-            selected=None, title=None, blank=False,
-        )  # fmt: skip
+        self._stop_waiting()
+        if query == draw.plain(self.state.query) and self.state.by in ("query", "both"):
+            return self._remember(query, typing)
+        keep = {"by": "both", "like": self.state.like} if self.state.by == "both" else {}
+        self.state = self.views.check(dataclasses.replace(self.state, query=query, **ANEW | keep))
+        self._set_controls()
+        self._draw(typing=typing)
+
+    def _remember(self, query: str, typing: bool) -> None:
+        """Keep the queries that were asked, in order; one that is still being typed gives way to how it goes on."""
+        last = self.history[-1] if self.history else ""
+        if not query.strip() or (typing and last.startswith(query)):
+            return
+        if self._unfinished and query.startswith(last):
+            self.history.pop()
+        if self.history[-1:] != [query]:
+            self.history.append(query)
+        self._unfinished = typing
+        self.asked.value = json.dumps(self.history, ensure_ascii=False)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _uploaded(self, files: Sequence[Mapping[str, Any]]) -> None:
+        if files:
+            self.show(**ANEW | {"by": "picture", "picture": draw.own_picture(bytes(files[0]["content"]))})
 
     def _choose(self, rank: int) -> None:
         self.show(selected=self._ids[rank - 1] if rank else None, title=None, blank=False)
@@ -544,59 +639,73 @@ class QueryExplorer:
             if state.k not in self.k.options:
                 self.k.options = sorted({*self.k.options, state.k})
             self.query.value = draw.plain(state.query)
+            there = {
+                "query",
+                *(("both", "product", "image") if state.like else ()),
+                *(("picture",) if state.picture else ()),
+            }
+            offered = tuple((label, by) for by, label in SEARCH_BY.items() if by in there)
+            if self.by.options != offered:
+                self.by.options = offered
+            self.by.disabled = len(offered) == 1
+            self.upload.value = ()
             for name in ("variant", "compare", "category", "kind", "k", "by", "blank"):
                 value = getattr(state, name)
                 getattr(self, name).value = "" if value is None else value  # a list takes None for "no choice"
             self.title.value = self._own_title() if state.title is None else draw.plain(state.title)
-            self.by.disabled = state.like is None
             self._what_if.layout.display = "none" if state.selected is None else None
         finally:
             self._quiet = False
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
-    def _draw(self, at_once: bool = False) -> None:
-        """Draw the state in steps; in a kernel they are a task, which a newer state cancels between two of them."""
+    def _draw(self, at_once: bool = False, typing: bool = False) -> None:
+        """Draw the state; in a kernel that is a task, which a newer state cancels wherever it waits."""
         if self._drawing is not None:
             self._drawing.cancel()
-        steps = self._steps(self.state)
         try:
             loop = None if at_once else asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        if loop is None:
-            collections.deque(steps, maxlen=0)
+        drawing = self._show(self.state, loop, typing)
+        if loop is not None:
+            self._drawing = loop.create_task(drawing)
         else:
-            self._drawing = loop.create_task(_walk(steps))
+            with contextlib.suppress(StopIteration):
+                drawing.send(None)  # without a loop it waits for nothing, and one push takes it to its end
 
-    def _steps(self, state: State) -> Iterator[None]:
-        """Results first, then the slower why panel; yields where a newer state may take over."""
+    async def _show(self, state: State, loop: asyncio.AbstractEventLoop | None, typing: bool) -> None:
+        """Results first, then the slower why panel."""
         try:
-            self.alert.value = ""
             began = time.perf_counter()
-            hits = self.views.search(state)
-            if state.compare:
-                self.beside.value, self.cards.children = self.views.versus(state), ()
-            else:
-                cards = [
-                    draw.tile(hit, self.views.thumbnail, hit["product_id"] == state.selected)
-                    for hit in hits.to_dict("records")
-                ]
-                self._fill(cards)
-                self.beside.value = ""
+            hits, cards, beside = await self._ask(loop, self.line, "Searching …", self.views.shown, state)
+            self.alert.value = ""
+            self._fill(cards)
+            self.beside.value = beside
             self.line.value = self.views.status(state, time.perf_counter() - began)
             self._offer(hits, state)
-            if state.by in ("query", "both") and state.query.strip() and state.query not in self.history[-1:]:
-                self.history.append(state.query)
-                self.asked.value = json.dumps(self.history, ensure_ascii=False)
-            if state.selected is not None:
-                self.panel.value = "<p role='status'>Asking the model why …</p>"
-            yield
-            self.panel.value = self.views.why(state)
-            yield
-            self.edited.value = self.views.what_if(state)
+            if state.by in ("query", "both"):
+                self._remember(state.query, typing)
+            asking = "Asking the model why …"
+            self.panel.value = await self._ask(loop, self.panel, asking, self.views.why, state)
+            self.edited.value = await self._ask(loop, self.edited, "Asking the model …", self.views.what_if, state)
         except Exception as error:
             self._complain(error)
+
+    async def _ask(
+        self, loop: asyncio.AbstractEventLoop | None, place: widgets.HTML, said: str, question: Callable, *about: Any
+    ) -> Any:
+        """The answer to a question; a kernel asks in a thread, so that it hears what is typed meanwhile, and after a moment
+        says in `place` that it works."""
+        if loop is None:
+            return question(*about)
+        working = loop.run_in_executor(None, question, *about)
+        try:
+            if not (await asyncio.wait([working], timeout=PATIENCE))[0]:
+                place.value = draw.working(said)
+            return await working
+        finally:
+            working.cancel()  # whoever was overtaken takes no answer
 
     def _fill(self, cards: Sequence[str]) -> None:
         """Cards into the grid; cells are made once and used again."""
@@ -633,9 +742,16 @@ class QueryExplorer:
             self._quiet = False
 
 
-async def _walk(steps: Iterator[None]) -> None:
-    for _ in steps:
-        await asyncio.sleep(0.01)  # long enough for the kernel to take a newer query in
+def once(make: Callable) -> Callable:
+    """`functools.cache` for threads: while something is being made, whoever else asks for it waits; others do not."""
+    locks: dict[Hashable, threading.Lock] = collections.defaultdict(threading.Lock)
+    cached = functools.cache(make)
+
+    def made(*what: Hashable) -> Any:
+        with locks[what]:
+            return cached(*what)
+
+    return made
 
 
 def trained(experiment: Experiment) -> dict[str, Path]:

@@ -12,13 +12,18 @@ import html
 import importlib.resources
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from makelib.catalog import rgb
 from makelib.explain import Evidence, Variation
+from makelib.runtime import UserError
+from makelib.sources.photos import MOST_BYTES, MOST_PIXELS
 
 #: row of a product -> `data:` URI of its picture, or None
 Thumbnails = Callable[[int], str | None]
@@ -50,11 +55,61 @@ def text(value: object, missing: str = "") -> str:
 def picture_uri(image: Image.Image, size: int = 160) -> str:
     """`data:` URI of a thumbnail, redrawn: no byte of the original file reaches the page."""
     small = image.convert("RGB")
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+    small.thumbnail((size, size))
     buffer = io.BytesIO()
     kind = "PNG" if max(small.size) <= 64 else "JPEG"  # small pictures stay exact, photographs small
     small.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": 82}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+#: formats of a picture that somebody brings along, and the longer side, in pixels, of what is kept of it
+PICTURES, PICTURE_SIZE = ("JPEG", "PNG", "WEBP", "GIF", "BMP"), 224
+_URI = re.compile(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/]+=*)")
+
+
+def own_picture(source: bytes | Path) -> str:
+    """Somebody's own picture (a file or its bytes), decoded as photographs of a catalogue are, as a small `data:` URI.
+
+    Raises `UserError` for what is no picture, or too large a one.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        if len(data) > MOST_BYTES:
+            raise UserError(f"This picture is larger than {MOST_BYTES >> 20} MiB; give a smaller one.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=PICTURES)
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        return picture_uri(rgb(image), PICTURE_SIZE)
+    except UserError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(
+            f"This picture has more than {MOST_PIXELS // 10**6} million pixels; give a smaller one."
+        ) from None
+    except Exception as error:  # decoders raise whatever broken bytes lead them to
+        raise UserError(
+            f"This picture cannot be read ({type(error).__name__}); give a {', '.join(PICTURES[:3])} file."
+        ) from None
+
+
+@functools.lru_cache(maxsize=8)
+def decoded(uri: str) -> Image.Image:
+    """The picture in a `data:` URI that `picture_uri` wrote. Raises `UserError` for any other."""
+    found = _URI.fullmatch(uri) if len(uri) < 2**18 else None
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(found[1])), formats=("PNG", "JPEG"))
+        if max(image.size) <= PICTURE_SIZE:
+            return rgb(image)
+    except Exception:  # no match, no base64, no picture
+        pass
+    raise UserError("The picture in this state is not one that the explorer kept; upload it again.")
+
+
+def small_picture(uri: str | None) -> str:
+    """Somebody's own picture as an image within a line, redrawn; nothing for None."""
+    return f'<img class="mkx-own" src="{picture_uri(decoded(uri), 64)}" alt="your picture">' if uri else ""
 
 
 @functools.cache
@@ -66,6 +121,11 @@ def style() -> str:
 def page(*parts: str) -> str:
     """Parts under the one class that the style sheet is confined to."""
     return f'<div class="mkx">{"".join(parts)}</div>'
+
+
+def working(said: str) -> str:
+    """What stands in the place of an answer that takes its time."""
+    return f'<div class="mkx-working" role="status">{text(said)}</div>'
 
 
 def alert(sentence: str) -> str:
@@ -104,7 +164,10 @@ def marks(hit: Mapping) -> str:
             kind, (f"◐ {hit['relevance']:.0%}", "relevant")
         )
         found += f'<span class="mkx-mark mkx-{kind}" title="{attribute(hit["wishes"])}">{sign}<span class="mkx-long"> {said}</span></span>'
-    return found + ('<span class="mkx-mark mkx-clicked">clicked</span>' if hit["clicked"] else "")
+    clicked = (
+        '<span class="mkx-mark mkx-clicked" title="clicked by shoppers">●<span class="mkx-long"> clicked</span></span>'
+    )
+    return found + (clicked if hit["clicked"] else "")
 
 
 def weights(title: float, image: float) -> str:
@@ -297,7 +360,7 @@ def _heat(hit: Mapping, heat: np.ndarray | None, thumbnails: Thumbnails, sees: b
         return (
             f"<p>{'There is no image.' if heat is None or uri is None else 'This variant does not look at images.'}</p>"
         )
-    drawn = picture_uri(heat_map(_decoded(uri), heat), 160)
+    drawn = picture_uri(heat_map(decoded(uri), heat), 160)
     strongest = heat.flat[np.abs(heat).argmax()]
     return (
         f'<div class="mkx-heat"><img src="{uri}" alt="The image">'
@@ -318,10 +381,6 @@ def heat_map(image: Image.Image, heat: np.ndarray) -> Image.Image:
     colour = np.where(share > 0, np.float32([230, 110, 0]), np.float32([0, 100, 200]))
     alpha = 0.8 * np.abs(share) ** 1.5
     return Image.fromarray((((0.6 * grey + 90) * (1 - alpha)) + colour * alpha).clip(0, 255).astype(np.uint8))
-
-
-def _decoded(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
 def _picture(hit: Mapping, thumbnails: Thumbnails) -> str:

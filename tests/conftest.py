@@ -8,6 +8,8 @@ import pytest
 from makelib import text
 from makelib.catalog import write_catalog
 
+pytest.register_assert_rewrite("explore")  # what the browser tests share
+
 
 @pytest.fixture(params=["jieba", "pairs"])
 def segmenter(request, monkeypatch):

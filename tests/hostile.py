@@ -1,6 +1,7 @@
 """A catalogue whose titles, ids and names try to break out of the page, and untrained models that search it."""
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -31,25 +32,31 @@ def picture(random):
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def hostile_catalog(folder):
-    """60 products in two categories; every tenth lacks its image, every fourteenth its title; the last are hostile."""
+def hostile_catalog(folder, hostile=True):
+    """60 products in two categories; every tenth lacks its image, every fourteenth its title; the last are hostile.
+
+    Not `hostile`: the same catalogue with nothing but letters and digits in it.
+    """
+    said = (lambda text: text) if hostile else (lambda text: re.sub(r"\W+", " ", text).strip())
     random = np.random.default_rng(0)
     words = ["acme", "bolt", "core", "new", "summer", "gift"]
-    titles = [" ".join(random.choice(words, 4)) + f" n{i}" for i in range(60 - len(HOSTILE))] + HOSTILE
+    titles = [" ".join(random.choice(words, 4)) + f" n{i}" for i in range(60 - len(HOSTILE))] + [
+        said(title) for title in HOSTILE
+    ]
     colours = random.choice(["red", "blue"], 60)
     products = pd.DataFrame(
         {
-            "product_id": [f"p{i}" for i in range(59)] + ['p<b>"59"</b>'],
+            "product_id": [f"p{i}" for i in range(59)] + [said('p<b>"59"</b>')],
             "title": [None if i % 14 == 3 else title for i, title in enumerate(titles)],
             "image": [None if i % 10 == 7 else picture(random) for i in range(60)],
-            "category": ["dress" if i % 2 else "<i>bag</i>" for i in range(60)],
+            "category": ["dress" if i % 2 else said("<i>bag</i>") for i in range(60)],
             "attributes": [{"colour": colour, "brand": "acme"} for colour in colours],
         }
     )
     queries = pd.DataFrame(
         {
             "query_id": ["a", "b", "c", "d", "e"],
-            "query": ["red acme", "blue acme", "red thing", "<b>acme</b>", "red"],
+            "query": ["red acme", "blue acme", "red thing", said("<b>acme</b>"), "red"],
             "split": ["train", "train", "test", "test", "test"],
             "constraints": [
                 {"colour": "red", "brand": "acme"},
@@ -63,7 +70,7 @@ def hostile_catalog(folder):
     clicks = pd.DataFrame([("a", "p0"), ("a", "p4"), ("b", "p1"), ("c", "p2")], columns=["query_id", "product_id"])
     return write_catalog(
         folder,
-        name="<u>hostile</u>",
+        name=said("<u>hostile</u>"),
         products=products,
         queries=queries,
         interactions=clicks.assign(label=1.0, kind="click"),

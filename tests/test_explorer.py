@@ -4,10 +4,17 @@ Models are small and untrained (gates and cross attention stirred up): what is t
 """
 
 import asyncio
+import base64
+import concurrent.futures
+import dataclasses
+import datetime
 import html
 import html.parser
+import io
 import json
 import re
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from makelib import explain, explorer_html
-from makelib.explorer import QueryExplorer, State, Views, telling_queries
+from makelib.ablation import Experiment
+from makelib.catalog import fit
+from makelib.explorer import QueryExplorer, State, Views, once, telling_queries
 from makelib.retriever import Retriever
 from makelib.runtime import UserError
+from makelib.settings import preset, write_yaml
 
 TAGS = {
     "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h4", "p", "b", "i", "small", "em", "bdi",
@@ -107,7 +117,63 @@ def test_a_state_that_names_what_is_not_here_is_refused(views, changes, says):
         views.check(State(**changes))
 
 
+def own_picture(size=(300, 200), kind="WEBP"):
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_a_picture_of_ones_own_is_kept_small_and_redrawn():
+    uri = explorer_html.own_picture(own_picture((3000, 2000), "JPEG"))
+    kept = explorer_html.decoded(uri)
+    assert (kept.size, kept.mode) == ((224, 149), "RGB")
+    state = State(by="picture", picture=uri)
+    assert State.from_json(state.to_json()) == state
+    assert len(state.to_json()) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "cannot be read"),
+        (b"<svg onload='alert(1)'/>", "cannot be read"),
+        (own_picture()[:200], "cannot be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
+        (bytes(32 * 2**20 + 1), "larger than 32 MiB"),
+        (own_picture((1, 1), "BMP").replace(b"\x01\0\0\0\x01\0\0\0", b"\x40\x1f\0\0" * 2, 1), "40 million pixels"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_a_sentence(data, says):
+    with pytest.raises(UserError, match=says):
+        explorer_html.own_picture(data)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "https://e.example/a.png",
+        "data:image/png;base64,####",
+        "data:image/svg+xml;base64,AAAA",
+        "data:text/html;base64,AAAA",
+        '" onerror="alert(1)',
+        "data:image/jpeg;base64," + base64.b64encode(own_picture((225, 1), "JPEG")).decode(),
+        "data:image/png;base64," + base64.b64encode(own_picture((9, 9), "GIF")).decode(),
+        "data:image/png;base64," + "A" * 2**18,
+    ],
+)
+def test_a_state_with_another_picture_is_refused(uri):
+    with pytest.raises(UserError, match="upload it again"):
+        State.from_json(json.dumps({"picture": uri}))
+
+
 # -- search -----------------------------------------------------------------------------------------------------------
+
+
+def test_suggestions_go_on_from_what_is_typed_the_most_clicked_first(views):
+    assert views.suggest("RED") == ["red acme", "red thing", "red"]
+    assert views.suggest("acme") == ["red acme", "blue acme", "<b>acme</b>"]
+    assert views.suggest("never asked") == []
 
 
 def test_results_are_those_of_the_retriever(views, retrievers):
@@ -156,6 +222,43 @@ def test_more_like_this(views, retrievers):
 def test_searching_by_an_image_that_is_not_there(views, like, variant, says):
     with pytest.raises(UserError, match=says):
         views.vector(State(variant=variant, by="image", like=like), variant)
+
+
+def test_searching_by_ones_own_picture_is_searching_by_its_pixels(views, retrievers, tmp_path):
+    (tmp_path / "own.webp").write_bytes(own_picture())
+    page = QueryExplorer(retrievers, queries=["red"]).page(picture=tmp_path / "own.webp", k=4)
+    uri = explorer_html.own_picture(tmp_path / "own.webp")
+    model = retrievers["adaptive"].model
+    pixels = fit(explorer_html.decoded(uri), model.config.image_size)[None]
+    wanted = model.encode_products([""], pixels, np.ones(1, bool)).embedding[0]
+    state = State(variant="adaptive", by="picture", picture=uri, k=4)
+    np.testing.assert_allclose(views.vector(state, "adaptive"), wanted, atol=1e-6)
+    assert views.search(state)["relevance"].isna().all()
+    assert page.data == views.page(state)
+    assert 'alt="your picture"' in page.data
+    assert inert(page.data)
+    with pytest.raises(UserError, match="upload one first"):
+        views.check(State(by="picture"))
+    with pytest.raises(UserError, match="does not look at images"):
+        views.vector(state, "title")
+
+
+def test_what_takes_time_is_made_once(retrievers):
+    """Two threads that ask for the same index get one; whoever asks for another does not wait."""
+    going, made = threading.Event(), []
+
+    @once
+    def make(name):
+        made.append(name)
+        assert name == "quick" or going.wait(20)
+        return object()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        slow = [pool.submit(make, "slow") for _ in range(2)]
+        assert pool.submit(make, "quick").result(20)
+        going.set()
+        assert slow[0].result(20) is slow[1].result(20)
+    assert sorted(made) == ["quick", "slow"]
 
 
 # -- why --------------------------------------------------------------------------------------------------------------
@@ -257,7 +360,7 @@ def test_untrusted_text_stays_text(value):
 
 def test_every_rule_of_the_style_sheet_is_confined():
     rules = re.sub(r"/\*.*?\*/", "", explorer_html.style(), flags=re.S).removeprefix("<style>").removesuffix("</style>")
-    rules = re.sub(r"@container[^{]*", "", rules)
+    rules = re.sub(r"@keyframes mkx-\w+ \{ to \{[^}]*\} \}|@(container|media)[^{]*", "", rules)
     for selectors in re.findall(r"([^{}]+)\{", rules):
         for selector in filter(str.strip, selectors.split(",")):
             assert selector.strip().startswith(".mkx"), selector
@@ -313,8 +416,7 @@ def test_a_typed_query_fills_the_tiles(explorer):
     explorer.widget.layout  # noqa: B018  made now
     explorer.query.value = "blue acme"
     shown = [cell.children[0].value for cell in explorer.cards.children]
-    wanted = explorer.views.tiles(State("blue acme", "adaptive", k=6))
-    assert shown == wanted
+    assert shown == explorer.views.shown(State("blue acme", "adaptive", k=6))[1]
     explorer.k.value = 24
     assert len(explorer.cards.children) == 24
     explorer.category.value = "dress"
@@ -393,21 +495,92 @@ def test_a_state_travels_through_a_file(explorer, retrievers, tmp_path):
     )
 
 
+def in_a_kernel(scene):
+    """Play a scene in a running loop, as in a kernel; what it waits for must come true soon."""
+
+    async def until(condition):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(scene(until), 20))
+
+
 def test_a_newer_query_takes_over(explorer):
-    """In a running loop the why panel of an overtaken query is never asked for."""
+    """While a search runs, something says so; a newer query is answered first, and the overtaken one never shown."""
     assert explorer.widget
-    asked = []
-    why = explorer.views.why
-    explorer.views.why = lambda state: asked.append(state.query) or why(state)
+    going, shown, drawn = threading.Event(), explorer.views.shown, []
+    explorer.line.observe(lambda change: drawn.append(change["new"]), "value")
 
-    async def type_two_queries():
-        explorer.show(query="first", selected="p5")
-        await asyncio.sleep(0)
+    def slowly(state):
+        assert state.query != "slow" or going.wait(20)
+        return shown(state)
+
+    explorer.views.shown = slowly
+
+    async def scene(until):
+        explorer.show(query="slow", selected="p5")
+        overtaken = explorer._drawing
+        await until(lambda: "Searching" in explorer.line.value)
         explorer.show(query="second", selected="p5")
-        await asyncio.sleep(0.5)
+        await until(lambda: "second" in explorer.line.value and "rank" in explorer.panel.value)
+        going.set()
+        assert overtaken.cancelled()
+        await asyncio.gather(overtaken, explorer._drawing, return_exceptions=True)
 
-    asyncio.run(type_two_queries())
-    assert asked == ["second"]
+    in_a_kernel(scene)
+    assert not any("slow" in line for line in drawn)
+    assert explorer.history == ["red acme", "second"]
+
+
+def test_typing_is_searched_when_no_key_follows_and_enter_at_once(explorer, monkeypatch):
+    assert explorer.widget
+    searched, shown = [], explorer.views.shown
+    explorer.views.shown = lambda state: searched.append(state.query) or shown(state)
+
+    async def scene(until):
+        for end in range(1, 5):
+            explorer.query.value = "blue acme"[:end]
+        await until(lambda: "blue" in explorer.line.value)
+        assert searched == ["blue"]
+        assert explorer.query.options == ("blue acme",)
+        monkeypatch.setattr("makelib.explorer.DEBOUNCE", 1000)
+        explorer.query.value = "blue acme"
+        explorer.query._handle_custom_msg({"event": "submit"}, [])
+        await until(lambda: "blue acme" in explorer.line.value)
+        assert explorer._waiting is None
+
+    in_a_kernel(scene)
+    assert searched == ["blue", "blue acme"]
+    assert explorer.history == ["red acme", "blue acme"]
+
+
+def test_history_keeps_whole_queries(explorer):
+    """What is typed on replaces its beginning, what is taken back leaves no trace, what was entered stays."""
+    assert explorer.widget
+    for typed in ("g", "gr", "green", "gre", "b", "blue"):
+        explorer.query.value = typed
+    assert explorer.history == ["red acme", "green", "blue"]
+    explorer.query._handle_custom_msg({"event": "submit"}, [])
+    explorer.query.value = "blue bag"
+    assert explorer.history == ["red acme", "green", "blue", "blue bag"]
+
+
+def test_an_uploaded_picture_is_searched_by(explorer, retrievers):
+    assert explorer.widget
+    upload = {"name": "<b>.webp", "type": "image/webp", "size": 9, "last_modified": datetime.datetime.now()}
+    explorer.upload.value = ({**upload, "content": memoryview(own_picture())},)
+    assert (explorer.state.by, explorer.by.value, explorer.upload.value) == ("picture", "picture", ())
+    assert 'alt="your picture"' in explorer.line.value
+    again = QueryExplorer(retrievers, state=State.from_json(explorer.state.to_json()))
+    assert again.state == explorer.state
+    explorer.upload.value = ({**upload, "content": memoryview(b"nothing")},)
+    assert "cannot be read" in explorer.alert.value
+    explorer.query.value = "blue acme"
+    assert (explorer.state.by, explorer.state.picture, explorer.by.options) == (
+        "query",
+        None,
+        (("the query", "query"),),
+    )
 
 
 def test_page_explains_by_rank(explorer):
@@ -415,6 +588,25 @@ def test_page_explains_by_rank(explorer):
     assert "rank 2 of 60" in page
     with pytest.raises(UserError, match="ranks 1 to 4"):
         explorer.page("red acme", rank=5, k=4)
+
+
+def test_a_run_is_opened_by_name(catalog, retrievers, tmp_path, monkeypatch):
+    """Every trained arm of it, the whole method first; what is no run is refused in a sentence."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(Path("reports/mine"), preset("smoke").replace(seeds=(0,)), catalog)
+    for variant, fusion in (("full", "adaptive"), ("title", "title")):
+        arm = experiment.arm("make", variant, 0)
+        dataclasses.replace(retrievers[fusion], name=arm.label).save(arm.folder)
+        (arm.folder / "arm.json").write_text("{}")
+    write_yaml(experiment.settings, experiment.run / "settings.yaml")
+    (experiment.run / "catalogue.json").write_text(json.dumps({"folder": str(catalog.folder)}))
+    for run in ("mine", "reports/mine", tmp_path / "reports" / "mine"):
+        opened = Views(run)
+        assert opened.names == ["full, seed 0", "title, seed 0"]
+    assert opened.open("full, seed 0").vectors.embedding.tobytes() == retrievers["adaptive"].vectors.embedding.tobytes()
+    assert QueryExplorer("mine", queries=["red"]).save() == Path("reports/mine/explorer.json")
+    with pytest.raises(UserError, match="no run in yours or reports/yours"):
+        QueryExplorer("yours")
 
 
 def test_retrievers_of_two_catalogues_are_refused(retrievers, tiny_catalog):

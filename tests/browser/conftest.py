@@ -5,7 +5,14 @@ import os
 import shutil
 from urllib.parse import urlsplit
 
+import explore
+import lab
+import nbformat
 import pytest
+from hostile import hostile_catalog, untrained_retrievers
+
+from makelib.ablation import Experiment, run_arm
+from makelib.settings import to_dict
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -58,3 +65,58 @@ def gated_page(browser):
             return page, refused
 
         yield open_page
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory):
+    """One JupyterLab for all tests: the folder that it serves, with `notebooks/` in it, and its address."""
+    root = tmp_path_factory.mktemp("workplace")
+    (root / "notebooks").mkdir()
+    with lab.running(lab.LAB, root, tmp_path_factory.mktemp("jupyter")) as address:
+        yield root, address
+
+
+@pytest.fixture
+def address(jupyter):
+    return jupyter[1]
+
+
+#: a run that trains in seconds
+TOY = {
+    "bazaar.products": 400, "bazaar.queries": 300, "bazaar.clicks": 3000,
+    "training.steps": 40, "training.batch_size": 64,
+    "evaluation.test_queries": 60, "evaluation.validation_queries": 30,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def workplace(jupyter):
+    """A folder like the repository's root: a trained toy run, notebook 05 with its parameters, and a notebook with two
+    explorers of one line each, the first of a tame catalogue, the second of a hostile one."""
+    root, _ = jupyter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        experiment = Experiment.open("reports/toy", "smoke", "bazaar", 1, TOY)
+        for variant in ("full", "title"):
+            arm = experiment.arm("make", variant, 0)
+            run_arm(
+                arm.label, to_dict(arm.settings), str(experiment.catalog.folder.resolve()), 0, str(arm.folder.resolve())
+            )
+        experiment = Experiment(root / "reports/toy", experiment.settings, experiment.catalog)
+    notebook = nbformat.read(explore.ROOT / "notebooks" / "05_query_explorer.ipynb", 4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    cell.source = f'preset = "smoke"\ncatalog = "bazaar"\nseeds = 1\nrun = "reports/toy"\noverrides = {TOY!r}'
+    nbformat.write(notebook, root / "notebooks" / "05_query_explorer.ipynb")
+
+    cells = []
+    for name in ("tame", "hostile"):
+        found = untrained_retrievers(hostile_catalog(root / f"{name}-catalogue", hostile=name == "hostile"))
+        for fusion in ("adaptive", "title"):
+            found[fusion].save(root / "models" / name / fusion)
+        cells.append(
+            "from makelib.explorer import QueryExplorer\nfrom makelib.retriever import Retriever\n"
+            f"models = {{name: Retriever.open(f'../models/{name}/{{name}}') for name in ('adaptive', 'title')}}\n"
+            "QueryExplorer(models, k=60, queries=['<b>acme</b>'])"
+        )
+    lab.write_notebook(root / "notebooks" / "hostile.ipynb", *cells)
+    return root, experiment

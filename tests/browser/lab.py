@@ -1,4 +1,4 @@
-"""A JupyterLab of one's own, on a copy of some notebooks, driven through the app object that it exposes."""
+"""A JupyterLab or a Voilà of one's own, on a copy of some notebooks; Lab is driven through the app object that it exposes."""
 
 import contextlib
 import json
@@ -9,6 +9,8 @@ import sys
 import time
 import urllib.request
 
+import nbformat
+
 #: cells off screen stay in the page, and Lab asks nobody for news
 OVERRIDES = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
@@ -17,9 +19,15 @@ OVERRIDES = {
 }
 
 
+LAB = (
+    "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+    "--LabApp.expose_app_in_browser=True", "--ServerApp.root_dir=.",
+)  # fmt: skip
+
+
 @contextlib.contextmanager
-def running(root, home):
-    """JupyterLab serving `root`, all its own files under `home`; yields its address."""
+def running(command, root, home, path="api", environment=None):
+    """A server (`python -m` this command) in `root`, all its own files under `home`; yields its address once `path` answers."""
     (home / "config" / "labconfig").mkdir(parents=True)
     (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(OVERRIDES))
     folders = {
@@ -28,31 +36,30 @@ def running(root, home):
         "JUPYTER_RUNTIME_DIR": "runtime",
         "IPYTHONDIR": "ipython",
     }
-    environment = {
+    inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "MAKELIB"))
     }
+    environment = inherited | (environment or {})
     environment |= {name: str(home / folder) for name, folder in folders.items()}
     environment |= {"JUPYTER_CONFIG_PATH": str(home / "config"), "MAKELIB_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}", "--IdentityProvider.token=",
-        "--LabApp.expose_app_in_browser=True",
-    ]  # fmt: skip
-    with open(home / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=root)
+    log = home / "server.log"
+    with open(log, "w") as lines:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--port={port}"], env=environment, stdout=lines, stderr=lines, cwd=root
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 90
             while True:
                 try:
-                    urllib.request.urlopen(f"{address}/api", timeout=5)
+                    urllib.request.urlopen(f"{address}/{path}", timeout=5)
                     break
                 except OSError:
                     if server.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError(f"JupyterLab did not start:\n{(home / 'lab.log').read_text()}") from None
+                        raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()}") from None
                     time.sleep(0.2)
             yield address
         finally:
@@ -61,6 +68,13 @@ def running(root, home):
                 server.wait(20)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def write_notebook(path, *cells):
+    """A notebook of code cells."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
 
 
 def run_all(page, address, notebook):

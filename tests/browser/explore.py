@@ -1,0 +1,158 @@
+"""The explorer as a person sees and handles it, the same in JupyterLab and in Voilà."""
+
+import json
+from pathlib import Path
+
+from hostile import HOSTILE
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = ROOT / "reports" / "screenshots"
+
+#: names of tags outside the explorer that a page which was broken into would have more of, and attributes that act
+GUARDED = "script, style, link, iframe, object, embed, base, meta, form, a, [onerror], [onload], [onmouseover]"
+OUTSIDE = f"() => [...document.querySelectorAll('{GUARDED}')].filter(it => !it.closest('.mkx')).length"
+
+#: tags and names of attributes of all that stands around tiles, rows of a ranking, explanations and lines between them
+SKELETON = """root => {
+    const own = ".mkx-tile, .mkx-row, .mkx-why, .mkx-lines, .mkx-whatif";
+    const bones = node => [node.tagName, node.getAttributeNames().sort().join(" "),
+        node.matches(own) ? [] : [...node.children].map(bones)];
+    return JSON.stringify(bones(root));
+}"""
+
+#: texts whose contrast with what lies under them is below WCAG's AA, with the contrast; disabled controls may be pale
+PALE = """root => {
+    const pixel = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const over = (colours) => {
+        pixel.clearRect(0, 0, 1, 1);
+        for (const colour of colours) { pixel.fillStyle = colour; pixel.fillRect(0, 0, 1, 1) }
+        return [...pixel.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    };
+    const light = colour => {
+        const [r, g, b] = colour.map(value => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const pale = [];
+    for (const node of root.querySelectorAll("*")) {
+        const said = node.matches("input, textarea, select") ? node.value
+            : [...node.childNodes].filter(it => it.nodeType === 3).map(it => it.data).join("").trim();
+        if (!said || node.matches("style, option, [type=checkbox], :disabled") || !node.checkVisibility({visibilityProperty: true})) continue;
+        const under = [];
+        let opacity = 1;
+        for (let it = node; it; it = it.parentElement) {
+            under.unshift(getComputedStyle(it).backgroundColor);
+            opacity *= getComputedStyle(it).opacity;
+        }
+        const paper = over(["white", ...under]), ink = over(["white", ...under, getComputedStyle(node).color]);
+        const [a, b] = [light(paper), light(ink.map((value, i) => opacity * value + (1 - opacity) * paper[i]))];
+        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (contrast < 4.5) pale.push(`${node.className}: ${said.slice(0, 30)} (${contrast.toFixed(2)})`);
+    }
+    return pale;
+}"""
+
+#: controls without a name and pictures without an alternative text
+NAMELESS = """root => [...root.querySelectorAll("input, select, textarea, button, img")].filter(it =>
+    !(it.alt || it.getAttribute("aria-label") || it.labels?.[0]?.textContent.trim() || it.textContent.trim() && it.matches("button")
+      || it.title)
+    ).map(it => it.outerHTML.slice(0, 120))"""
+
+
+def shown(panel):
+    """Ids of the products in the explorer, in order."""
+    return panel.locator(".mkx-cards [data-product]").evaluate_all("tiles => tiles.map(tile => tile.dataset.product)")
+
+
+def wait_for(panel, products):
+    """Until the tiles are these products, in this order."""
+    panel.page.wait_for_function(
+        """([panel, wanted]) => JSON.stringify([...panel.querySelectorAll('.mkx-cards [data-product]')]
+            .map(tile => tile.dataset.product)) === wanted""",
+        arg=[panel.element_handle(), json.dumps(products, separators=(",", ":"))],
+    )
+
+
+def ask(panel, query):
+    """Type a query and press Enter."""
+    panel.get_by_label("Query").fill(query)
+    panel.get_by_label("Query").press("Enter")
+
+
+def picture(panel, name):
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    panel.screenshot(path=SCREENSHOTS / f"explorer-{name}.png")
+
+
+def easy_to_read(panel):
+    """Contrast, names and alternative texts of all that is shown, and nothing that sticks out sideways."""
+    assert panel.evaluate(PALE) == []
+    assert panel.evaluate(NAMELESS) == []
+    assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+
+
+def tour(panel, experiment):
+    """A query, another model, a why panel, two models side by side: the right products each time."""
+    full, title = (experiment.retriever(variant) for variant in ("full", "title"))
+    query = experiment.catalog.queries["query"].iloc[3]
+    ask(panel, query)
+    wait_for(panel, full.search(query, 12)["product_id"].tolist())
+    panel.get_by_label("Model").select_option("title, seed 0")
+    wait_for(panel, title.search(query, 12)["product_id"].tolist())
+    panel.get_by_label("Model").select_option("full, seed 0")
+    wait_for(panel, full.search(query, 12)["product_id"].tolist())
+    panel.get_by_role("button", name="Why?").nth(1).click()
+    panel.locator(".mkx-why").wait_for()
+    assert panel.locator(".mkx-chosen").get_attribute("data-rank") == "2"
+    assert panel.locator("[role=alert]").count() == 0
+    panel.get_by_label("Beside it").select_option("title, seed 0")
+    panel.locator(".mkx-versus").wait_for()
+    rows = panel.locator(".mkx-versus [data-product]").evaluate_all("rows => rows.map(row => row.dataset.product)")
+    assert rows == [product for model in (title, full) for product in model.search(query, 12)["product_id"]]
+    panel.get_by_label("Beside it").select_option("nothing")
+    panel.locator(".mkx-cards .mkx-tile").first.wait_for()
+
+
+def attack(page):
+    """Do with a hostile catalogue all that can be done, and the same with a tame one; nothing may differ around the tiles.
+
+    The page shows two explorers, the tame one first.
+    """
+    before, bones = page.evaluate(OUTSIDE), []
+    for panel in page.locator(".mkx-panel").all():
+        found = []
+        ask(panel, HOSTILE[1])
+        panel.locator(".mkx-status bdi", has_text="onerror").wait_for()
+        assert len(shown(panel)) == 60
+        found.append(panel.evaluate(SKELETON))
+        place = next(  # a title that would break out, or any of the tame ones
+            (
+                i
+                for i, title in enumerate(panel.locator(".mkx-cards .mkx-title").all_inner_texts())
+                if title[:1] in "<\"'"
+            ),
+            0,
+        )
+        panel.get_by_role("button", name="Why?").nth(place).click()
+        panel.locator(f".mkx-chosen[data-rank='{place + 1}']").wait_for()
+        panel.locator(".mkx-why").wait_for()
+        panel.get_by_label("What if the title were").fill(HOSTILE[0])
+        panel.get_by_label("What if the title were").press("Enter")
+        panel.locator(".mkx-whatif").wait_for()
+        found.append(panel.evaluate(SKELETON))
+        panel.get_by_label("Beside it").select_option("title")
+        panel.locator(".mkx-versus").wait_for()
+        found.append(panel.evaluate(SKELETON))
+        bones.append(found)
+    tame, hostile = bones
+    assert tame == hostile
+    assert HOSTILE[0] in page.locator(".mkx-versus").last.inner_text()
+    inert(page, before)
+
+
+def inert(page, before):
+    """Nothing that runs, loads or leads away, in the explorer or around it."""
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate(OUTSIDE) == before
+    acting = ".mkx script, .mkx a, .mkx iframe, .mkx [onerror], .mkx [onload], .mkx [onmouseover], .mkx [href]"
+    assert page.locator(acting).count() == 0
+    assert page.evaluate("getComputedStyle(document.body).display") != "none"

@@ -1,0 +1,57 @@
+"""The explorer as a page for colleagues, as `make explore` serves it."""
+
+import re
+import shlex
+
+import explore
+import lab
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def address(workplace, tmp_path_factory):
+    """Voilà with the options of the Makefile, over all notebooks of the workplace."""
+    made = (explore.ROOT / "Makefile").read_text().replace("\\\n", " ")
+    path, options = re.search(
+        r'JUPYTER_PATH="\$\(CURDIR\)/(\S+)" \$\(BIN\)/voila (.*) notebooks/05_\w+\.ipynb', made
+    ).groups()
+    command = ("voila", "--no-browser", "--Voila.ip=127.0.0.1", *shlex.split(options), "notebooks")
+    environment = {"JUPYTER_PATH": str(explore.ROOT / path)}
+    root, home = workplace[0], tmp_path_factory.mktemp("voila")
+    with lab.running(command, root, home, "voila/static/voila.js", environment) as found:
+        yield found
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_colleague_explores(workplace, address, gated_page, theme):
+    page, refused = gated_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(90_000)
+    page.goto(f"{address}/voila/render/05_query_explorer.ipynb?theme={theme}")
+    panel = page.locator(".mkx-panel")
+    panel.locator(".mkx-tile").first.wait_for()
+    assert page.title() == "Query explorer"
+    assert page.get_by_role("heading", level=1).inner_text().startswith("5 · The query explorer")
+    assert page.locator(".jp-CodeCell .jp-InputArea, .mkx-query, [data-mime-type$='stderr']").count() == 0
+    assert not page.get_by_text("numbers each").first.is_visible()  # what cells print
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    if theme == "light":
+        explore.tour(panel, workplace[1])
+    panel.get_by_role("button", name="Why?").first.click()
+    panel.locator(".mkx-why").wait_for()
+    explore.easy_to_read(panel)
+    explore.easy_to_read(page.locator("main, body").first)
+    page.screenshot(path=explore.SCREENSHOTS / f"voila-{theme}.png", full_page=True)
+    assert refused == []
+
+
+def test_a_hostile_catalogue_stays_inert(address, gated_page):
+    page, refused = gated_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(90_000)
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(f"{address}/voila/render/hostile.ipynb")
+    page.locator(".mkx-panel").nth(1).locator(".mkx-tile").first.wait_for()
+    explore.attack(page)
+    assert (refused, dialogs) == ([], [])
