@@ -217,19 +217,17 @@ class Views:
         return both / np.linalg.norm(both)
 
     def _seen(self, state: State, retriever: Retriever) -> np.ndarray:
-        """What the model makes of one image without a title: the product's, or somebody's own."""
+        """What the model makes of images without a title: the product's, or somebody's own."""
         if not retriever.model.sees_image:
             raise UserError(f"{retriever.name!r} does not look at images; choose another model to search by one.")
         size = retriever.model.config.image_size
         if state.by == "picture":
-            pixels = fit(draw.decoded(state.picture), size)
+            images = fit(draw.decoded(state.picture), size)[None]
         else:
-            row = self.row(state.like)
-            every, has_image = self.catalog.images(size)
-            if not has_image[row]:
+            images = self.catalog.photographs(self.row(state.like), size)
+            if not len(images):
                 raise UserError(f"Product {state.like!r} has no image to search by.")
-            pixels = np.array(every[row])
-        return retriever.model.encode_products([""], pixels[None], np.ones(1, bool)).embedding[0]
+        return explain.encode(retriever.model, [""], [images]).embedding[0]
 
     def search(self, state: State, variant: str | None = None) -> pd.DataFrame:
         """`Retriever.hits` of the best products, and what is known about the query; see `marked`."""
@@ -301,6 +299,7 @@ class Views:
             self._keywords().words(row),
             len(self.catalog),
             (retriever.model.sees_title, retriever.model.sees_image),
+            [self.thumbnail(row, place) for place in range(len(found.images))],
         )
 
     def what_if(self, state: State) -> str:
@@ -362,8 +361,8 @@ class Views:
                 parts.append(self.why(dataclasses.replace(asked, selected=best)))
         return draw.page(*parts)
 
-    def _thumbnail(self, row: int) -> str | None:
-        image = self.catalog.image(row)
+    def _thumbnail(self, row: int, place: int = 0) -> str | None:
+        image = self.catalog.image(row, place)
         return None if image is None else draw.picture_uri(image)
 
 

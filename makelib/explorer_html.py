@@ -263,8 +263,9 @@ def why(
     keywords: Sequence[tuple[str, float]],
     products: int,
     sees: tuple[bool, bool] = (True, True),
+    images: Sequence[str] = (),
 ) -> str:
-    """The why panel: parts of the score, words, patches, keywords, neighbours.
+    """The why panel: parts of the score, words, patches, photographs, keywords, neighbours.
 
     Args:
         hit: the product, as `tile` takes it.
@@ -273,6 +274,7 @@ def why(
         keywords: what Keyword Enhancement takes from the title, with weights.
         products: size of the catalogue.
         sees: whether this variant looks at titles, at images.
+        images: thumbnails of the photographs, where there are several.
     """
     split = found.parts[0] == found.parts[0]
     parts = (
@@ -291,7 +293,8 @@ def why(
     )
     blocks = (
         _block(f"Score {found.score:.3f}, rank {found.rank:,} of {products:,}", parts)
-        + _block("Patches that matter", _heat(hit, found.heat, thumbnails, sees[1])),
+        + _block("Patches that matter", _heat(hit, found.heat, thumbnails, sees[1]))
+        + (_block("Photographs that matter", _images(images, found.images)) if len(images) and sees[1] else ""),
         _block("Words that matter", _words(found.words, sees[0]))
         + _block("Keywords that KE saw", f'<p class="mkx-words">{seen or "none"}</p>'),
         _block("Its neighbours in the index", f'<div class="mkx-near">{near}</div>'),
@@ -368,6 +371,14 @@ def _heat(hit: Mapping, heat: np.ndarray | None, thumbnails: Thumbnails, sees: b
         f"<p>Covered in grey there, the score falls (<span class='mkx-key mkx-hot'></span> orange) or rises "
         f"(<span class='mkx-key mkx-cold'></span> blue), by at most {abs(strongest):.3f}.</p>"
     )
+
+
+def _images(images: Sequence[str], falls: np.ndarray) -> str:
+    shown = "".join(
+        f'<figure><img src="{uri}" alt="Photograph {place}"><figcaption><b>{fall:+.3f}</b></figcaption></figure>'
+        for place, (uri, fall) in enumerate(zip(images, falls, strict=True), start=1)
+    )
+    return f'<div class="mkx-near">{shown}</div><p>How much the score falls when the photograph is left out.</p>'
 
 
 def heat_map(image: Image.Image, heat: np.ndarray) -> Image.Image:

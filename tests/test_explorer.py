@@ -17,7 +17,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hostile import HOSTILE, hostile_catalog, untrained_retrievers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ from PIL import Image
 
 from makelib import explain, explorer_html
 from makelib.ablation import Experiment
-from makelib.catalog import fit
+from makelib.catalog import fit, write_catalog
 from makelib.explorer import QueryExplorer, State, Views, once, telling_queries
 from makelib.retriever import Retriever
 from makelib.runtime import UserError
@@ -623,3 +625,61 @@ def test_telling_queries_follow_their_rules(retrievers):
     assert len(set(chosen.values())) == len(chosen)
     strange = [query for caption, query in chosen.items() if "no title uses" in caption]
     assert strange in (["red thing"], ["red"], [])
+
+
+# -- several photographs of one product -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def album(catalog, tmp_path_factory):
+    """The first twelve hostile products; row 4 has two further photographs, those of rows 0 and 1."""
+    cells = pq.read_table(catalog.folder / "products.parquet")["image"].to_pylist()[:12]
+    products = catalog.products.iloc[:12].assign(
+        image=cells, images=[[cells[0], cells[1]] if i == 4 else None for i in range(12)]
+    )
+    query_ids, product_ids = (catalog.queries["query_id"].to_numpy(), products["product_id"].to_numpy())
+    clicks = catalog.interactions[catalog.interactions["product"] < 12]
+    return write_catalog(
+        tmp_path_factory.mktemp("album") / "catalogue",
+        name="album",
+        products=products,
+        queries=catalog.queries,
+        interactions=clicks.assign(query_id=query_ids[clicks["query"]], product_id=product_ids[clicks["product"]]),
+    )
+
+
+def test_photographs_are_left_out_one_by_one(album):
+    retriever = untrained_retrievers(album)["adaptive"]
+    torch.nn.init.normal_(retriever.model.image_pool.key)
+    retriever = Retriever.build("stirred", retriever.model, album)
+    query, model = retriever.embed("red acme"), retriever.model
+    found = explain.evidence(retriever, query, 4)
+    own = album.photographs(4, 32)
+    assert own.shape == (3, 32, 32, 3)
+
+    def score(images):
+        title, further = album.products["title"][4], (images[1:], np.zeros(len(images) - 1, np.int64))
+        return model.encode_products([title], images[:1], np.ones(1, bool), further).embedding[0] @ query
+
+    assert score(own) == pytest.approx(found.score, abs=1e-5)
+    falls = [found.score - score(np.delete(own, place, axis=0)) for place in range(3)]
+    np.testing.assert_allclose(found.images, falls, atol=1e-5)
+    assert np.abs(falls).max() > 1e-3
+    assert explain.evidence(retriever, query, 0).images.size == 0
+    _, without = explain.what_if(retriever, query, 4, blank=True)
+    assert without.weights[1] == 0
+
+
+def test_the_why_panel_shows_all_photographs_of_a_product(album):
+    views = Views(untrained_retrievers(album))
+    ids = album.products["product_id"]
+    page = views.why(State(query="red acme", variant="adaptive", selected=ids[4]))
+    assert page.count('alt="Photograph ') == 3
+    assert all(f'src="{views.thumbnail(4, place)}" alt="Photograph {place + 1}"' in page for place in range(3))
+    assert len({views.thumbnail(4, place) for place in range(3)}) == 3
+    assert "Photographs that matter" not in views.why(State(query="red acme", variant="adaptive", selected=ids[0]))
+    assert "Photographs that matter" not in views.why(State(query="red acme", variant="title", selected=ids[4]))
+    like = views.vector(State(by="image", like=ids[4], variant="adaptive"), "adaptive")
+    retriever, own = views.open("adaptive"), album.photographs(4, 32)
+    several = retriever.model.encode_products([""], own[:1], np.ones(1, bool), (own[1:], np.zeros(2, np.int64)))
+    np.testing.assert_allclose(like, several.embedding[0], atol=1e-6)
