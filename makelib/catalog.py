@@ -132,11 +132,14 @@ class Catalog:
 
     # -- pixels ---------------------------------------------------------------------------------------------------
 
-    def image(self, row: int, place: int = 0) -> Image.Image | None:
-        """The product's photograph as RGB at its own size, or None; `place` 1 and more are its further ones."""
-        cells = self._pixels[int(row)]
+    def image(self, row: int, place: int = 0, size: int | None = None) -> Image.Image | None:
+        """The product's photograph as RGB, or None; `place` 1 and more are its further ones.
+
+        At its own size, or, where only `size` pixels a side are needed, perhaps smaller; see `opened`.
+        """
+        cells = self._encoded[int(row)]
         cell = cells["image"] if place == 0 else cells["images"][place - 1]
-        return None if cell is None else rgb(cell)
+        return None if cell is None else rgb(opened(cell["bytes"], size))
 
     def photographs(self, row: int, size: int) -> np.ndarray:
         """All photographs of one product at `size` x `size`: uint8 (k, size, size, 3), k = 0 where there is none."""
@@ -150,8 +153,7 @@ class Catalog:
 
         Each is fitted into the square on white. Computed once per size and kept in the catalogue's cache folder.
         """
-        cells = self._pixels.select_columns("image").cast_column("image", datasets.Image(decode=False))
-        encoded = (cell and cell["bytes"] for cell in _cells_of(cells, "image"))
+        encoded = (cell and cell["bytes"] for cell in _cells_of(self._encoded, "image"))
         return self._decoded("images", encoded, len(self), size)
 
     def further_images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,9 +161,15 @@ class Catalog:
         int64 (M,), ascending. M is 0 for a catalogue in which each product has one."""
         if not len(self._further):
             return np.zeros((0, size, size, 3), np.uint8), self._further
-        cells = self._pixels.select_columns("images").cast_column("images", datasets.List(datasets.Image(decode=False)))
-        encoded = (cell["bytes"] for further in _cells_of(cells, "images") for cell in further or ())
+        encoded = (cell["bytes"] for further in _cells_of(self._encoded, "images") for cell in further or ())
         return self._decoded("further-images", encoded, len(self._further), size)[0], self._further
+
+    @functools.cached_property
+    def _encoded(self) -> datasets.Dataset:
+        """The photographs as files."""
+        undecoded = {"image": datasets.Image(decode=False), "images": datasets.List(datasets.Image(decode=False))}
+        columns = {name: kind for name, kind in undecoded.items() if name in self._pixels.column_names}
+        return self._pixels.select_columns(list(columns)).cast(datasets.Features(columns))
 
     @functools.cached_property
     def _further(self) -> np.ndarray:
@@ -183,7 +191,7 @@ class Catalog:
                 pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (count, size, size, 3))
                 for place, content in enumerate(progress(encoded, description="images", total=count, unit="img")):
                     if content is not None:
-                        pixels[place] = fit(Image.open(io.BytesIO(content)), size)
+                        pixels[place] = fit(opened(content, size), size)
                         present[place] = True
                 pixels.flush()
                 del pixels
@@ -258,6 +266,15 @@ class Catalog:
 
     def __hash__(self) -> int:
         return hash((str(self.folder), self.fingerprint))
+
+
+def opened(content: bytes, size: int | None = None) -> Image.Image:
+    """An encoded photograph; where `size` pixels a side are needed, a large JPEG is decoded at a fraction of its size,
+    twice that or more, in a fraction of the time."""
+    image = Image.open(io.BytesIO(content))
+    if size is not None:
+        image.draft(None, (2 * size, 2 * size))
+    return image
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -381,8 +398,9 @@ def write_catalog(
 
 def _cells_of(table: datasets.Dataset, column: str) -> Iterator[Any]:
     """The cells of a column, few rows in memory at a time: photographs may be of any size."""
-    for start in range(0, len(table), 100):
-        yield from table[start : start + 100][column]
+    alone = table.select_columns(column)
+    for start in range(0, len(alone), 100):
+        yield from alone[start : start + 100][column]
 
 
 def _cells(column: pd.Series) -> list:

@@ -362,7 +362,7 @@ class Views:
         return draw.page(*parts)
 
     def _thumbnail(self, row: int, place: int = 0) -> str | None:
-        image = self.catalog.image(row, place)
+        image = self.catalog.image(row, place, draw.THUMBNAIL)
         return None if image is None else draw.picture_uri(image)
 
 

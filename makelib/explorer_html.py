@@ -25,6 +25,8 @@ from makelib.explain import Evidence, Variation
 from makelib.runtime import UserError
 from makelib.sources.photos import MOST_BYTES, MOST_PIXELS
 
+#: longer side of a product's picture in pixels
+THUMBNAIL = 160
 #: row of a product -> `data:` URI of its picture, or None
 Thumbnails = Callable[[int], str | None]
 
@@ -52,7 +54,7 @@ def text(value: object, missing: str = "") -> str:
     return f"<bdi>{html.escape(str(value), quote=True)}</bdi>"
 
 
-def picture_uri(image: Image.Image, size: int = 160) -> str:
+def picture_uri(image: Image.Image, size: int = THUMBNAIL) -> str:
     """`data:` URI of a thumbnail, redrawn: no byte of the original file reaches the page."""
     small = image.convert("RGB")
     small.thumbnail((size, size))
@@ -363,7 +365,7 @@ def _heat(hit: Mapping, heat: np.ndarray | None, thumbnails: Thumbnails, sees: b
         return (
             f"<p>{'There is no image.' if heat is None or uri is None else 'This variant does not look at images.'}</p>"
         )
-    drawn = picture_uri(heat_map(decoded(uri), heat), 160)
+    drawn = picture_uri(heat_map(decoded(uri), heat))
     strongest = heat.flat[np.abs(heat).argmax()]
     return (
         f'<div class="mkx-heat"><img src="{uri}" alt="The image">'

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from makelib.catalog import Catalog, fit, write_catalog
+from makelib.catalog import Catalog, fit, opened, write_catalog
 from makelib.runtime import UserError
 
 
@@ -92,6 +92,21 @@ def test_a_catalogue_without_further_images_opens_whenever_it_was_written(tmp_pa
     pq.write_table(table.replace_schema_metadata(None), tmp_path / "c" / "products.parquet")
     older = Catalog.open(tmp_path / "c")
     assert [part.shape for part in older.further_images(8)] == [(0, 8, 8, 3), (0,)]
+
+
+def test_a_large_photograph_is_decoded_small_and_looks_the_same(tmp_path):
+    ramp = np.add.outer(np.arange(1200), np.arange(1600)) * 255 // 2800
+    buffer = io.BytesIO()
+    Image.fromarray(ramp.astype(np.uint8)).convert("RGB").save(buffer, "JPEG", quality=95)
+    assert opened(buffer.getvalue()).size == (1600, 1200)
+    assert opened(buffer.getvalue(), 100).size == (400, 300)  # halved while 200 pixels are left
+    small, whole = (fit(opened(buffer.getvalue(), size), 100).astype(int) for size in (100, None))
+    assert np.abs(small - whole).max() <= 4
+    given = tables()
+    given["products"].at[0, "image"] = {"bytes": buffer.getvalue(), "path": None}
+    catalog = write_catalog(tmp_path / "c", name="c", **given)
+    assert catalog.image(0).size == (1600, 1200)
+    assert catalog.image(0, size=100).size == (400, 300)
 
 
 def test_relevance_counts_constraints_and_falls_back_to_judgments(tmp_path):
