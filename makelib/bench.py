@@ -14,11 +14,12 @@ import pandas as pd
 
 from makelib import evaluation
 from makelib import settings as settings_module
+from makelib.catalog import Catalog
 from makelib.index import ProductIndex
 from makelib.retriever import Retriever
 from makelib.runtime import peak_memory_bytes, progress, set_threads
 from makelib.settings import Settings
-from makelib.sources import bazaar
+from makelib.sources import bazaar, files
 from makelib.training import train
 
 #: single queries per latency
@@ -26,7 +27,7 @@ QUERIES = 200
 
 
 def bench(settings: Settings) -> pd.DataFrame:
-    """Generate, train, encode, index and search once.
+    """Generate, import, train, encode, index and search once.
 
     Returns columns `stage, seconds, count, unit, per_second`: what was counted, and how many of it in a second. A
     training step includes its share of validation; a search is one query at a time, without the encoder.
@@ -43,6 +44,9 @@ def bench(settings: Settings) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         with timed("generate bazaar", settings.bazaar.products, "products"):
             catalog = bazaar.generate(settings.bazaar, Path(folder) / "bazaar")
+        raw = _as_files(catalog, Path(folder) / "shop")
+        with timed("import a folder", len(catalog), "products"):
+            files.import_folder(raw, Path(folder) / "imported", dataclasses.replace(settings.files, limit=0))
         with timed("decode photographs", len(catalog), "images"):
             catalog.images(settings.model.image_size)
         with timed("train", settings.training.steps, "steps"):
@@ -67,6 +71,18 @@ def bench(settings: Settings) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["stage", "seconds", "count", "unit", "per_second"])
     table.attrs["legend"] = f"{threads} threads; largest resident memory {peak_memory_bytes() / 2**30:.2f} GiB"
     return table
+
+
+def _as_files(catalog: Catalog, folder: Path) -> Path:
+    """A catalogue as a seller's folder: products.csv and photographs."""
+    (folder / "images").mkdir(parents=True)
+    names = np.where(catalog.present[:, 1], "images/" + catalog.products["product_id"] + ".jpg", "")
+    for row in np.flatnonzero(catalog.present[:, 1]):
+        catalog.image(row).save(folder / names[row])
+    labels = pd.DataFrame([attributes or {} for attributes in catalog.products["attributes"]])
+    table = pd.concat([catalog.products[["product_id", "title"]].assign(image=names), labels], axis=1)
+    table.to_csv(folder / "products.csv", index=False)
+    return folder
 
 
 def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k: int = 10) -> pd.DataFrame:

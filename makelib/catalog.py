@@ -137,8 +137,8 @@ class Catalog:
 
         At its own size, or, where only `size` pixels a side are needed, perhaps smaller; see `opened`.
         """
-        cells = self._encoded[int(row)]
-        cell = cells["image"] if place == 0 else cells["images"][place - 1]
+        record = self._encoded[int(row)]
+        cell = record["image"][0].as_py() if place == 0 else record["images"][0][place - 1].as_py()
         return None if cell is None else rgb(opened(cell["bytes"], size))
 
     def photographs(self, row: int, size: int) -> np.ndarray:
@@ -166,10 +166,8 @@ class Catalog:
 
     @functools.cached_property
     def _encoded(self) -> datasets.Dataset:
-        """The photographs as files."""
-        undecoded = {"image": datasets.Image(decode=False), "images": datasets.List(datasets.Image(decode=False))}
-        columns = {name: kind for name, kind in undecoded.items() if name in self._pixels.column_names}
-        return self._pixels.select_columns(list(columns)).cast(datasets.Features(columns))
+        """The photographs as files, undecoded."""
+        return self._pixels.with_format("arrow")
 
     @functools.cached_property
     def _further(self) -> np.ndarray:
@@ -400,7 +398,7 @@ def _cells_of(table: datasets.Dataset, column: str) -> Iterator[Any]:
     """The cells of a column, few rows in memory at a time: photographs may be of any size."""
     alone = table.select_columns(column)
     for start in range(0, len(alone), 100):
-        yield from alone[start : start + 100][column]
+        yield from alone[start : start + 100][column].to_pylist()
 
 
 def _cells(column: pd.Series) -> list:
