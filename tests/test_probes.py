@@ -149,6 +149,15 @@ def test_chinese_titles_are_stuffed_without_spaces(tmp_path, monkeypatch):
     assert not any(" " in title for title in stuffed)
 
 
+def test_what_titles_name_does_not_depend_on_their_language(retriever, tmp_path):
+    chinese = generate(dataclasses.replace(SETTINGS.bazaar, language="zh"), tmp_path / "bazaar")
+    named = notebook.share_named(chinese)
+    assert named.min() > 0.1
+    pd.testing.assert_series_equal(named, notebook.share_named(retriever.catalog))
+    computed = notebook.share_named(dataclasses.replace(retriever.catalog, info={}))
+    assert (computed[named.index] - named).abs().max() < 0.1  # the truth, and what words in titles tell of it
+
+
 def test_a_chinese_catalogue_says_once_that_words_are_pairs(retriever, segmenter):
     catalog = retriever.catalog
     chinese = dataclasses.replace(catalog, products=catalog.products.assign(title="红色连衣裙"))
