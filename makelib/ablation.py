@@ -168,11 +168,14 @@ class Experiment:
 
     @classmethod
     def reopen(cls, run: Path | str) -> Experiment:
-        """A run as it was left, settings and catalogue; `run` is its folder, or its name under `reports/`."""
-        for folder in (Path(run), Path("reports") / run):
-            if (folder / "catalogue.json").is_file() and (folder / "settings.yaml").is_file():
-                facts = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-                return cls(folder, read_yaml(folder / "settings.yaml"), Catalog.open(facts["folder"]))
+        """A run as it was left, settings and catalogue; `run` is its folder, or its name under `reports/`, here or in a folder
+        above, for a notebook stands in `notebooks/`."""
+        here = Path.cwd()
+        for root in (here, *here.parents):
+            for folder in (root / run, root / "reports" / run):
+                if (folder / "catalogue.json").is_file() and (folder / "settings.yaml").is_file():
+                    facts = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+                    return cls(folder, read_yaml(folder / "settings.yaml"), Catalog.open(root / facts["folder"]))
         raise UserError(
             f"There is no run in {run} or reports/{run}. Make one with `make reproduce`, or open notebook 02."
         )

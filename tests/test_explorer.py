@@ -12,6 +12,7 @@ import html
 import html.parser
 import io
 import json
+import os
 import re
 import threading
 from pathlib import Path
@@ -601,12 +602,15 @@ def test_a_run_is_opened_by_name(catalog, retrievers, tmp_path, monkeypatch):
         dataclasses.replace(retrievers[fusion], name=arm.label).save(arm.folder)
         (arm.folder / "arm.json").write_text("{}")
     write_yaml(experiment.settings, experiment.run / "settings.yaml")
-    (experiment.run / "catalogue.json").write_text(json.dumps({"folder": str(catalog.folder)}))
+    (experiment.run / "catalogue.json").write_text(json.dumps({"folder": os.path.relpath(catalog.folder)}))
     for run in ("mine", "reports/mine", tmp_path / "reports" / "mine"):
         opened = Views(run)
         assert opened.names == ["full, seed 0", "title, seed 0"]
     assert opened.open("full, seed 0").vectors.embedding.tobytes() == retrievers["adaptive"].vectors.embedding.tobytes()
-    assert QueryExplorer("mine", queries=["red"]).save() == Path("reports/mine/explorer.json")
+    assert QueryExplorer("mine", queries=["red"]).save() == tmp_path / "reports" / "mine" / "explorer.json"
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")  # where a notebook of one's own stands
+    assert Views("mine").names == opened.names
     with pytest.raises(UserError, match="no run in yours or reports/yours"):
         QueryExplorer("yours")
 
