@@ -1,5 +1,6 @@
 """Headless runs: what a run of toy notebooks leaves behind, what is refused beforehand, offline HTML."""
 
+import functools
 import json
 import os
 import re
@@ -185,7 +186,10 @@ def test_an_interrupted_run_stops_its_kernel_and_writes_what_is_there(tmp_path, 
         f"reports.reproduce = functools.partial(reports.reproduce, notebooks={str(tmp_path / 'notebooks')!r}); "
         f"sys.exit(__main__.main(['reproduce', '--preset', 'smoke', '--out', {str(tmp_path / 'out')!r}]))"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(  # a terminal's Ctrl-C, also where these tests run in the background and ignore it
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()):
