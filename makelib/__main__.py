@@ -28,10 +28,7 @@ def data_bazaar(given: Namespace) -> None:
     from makelib.sources import bazaar, open_catalog
 
     settings = preset(given.preset).replace(**overrides(given.set))
-    if given.out and given.out.exists() and not (given.out / "catalogue.json").is_file():
-        raise UserError(
-            f"{given.out} exists and is no catalogue; choose another --out, so that nothing is overwritten."
-        )
+    _check_out(given.out)
     catalog = bazaar.generate(settings.bazaar, given.out) if given.out else open_catalog("bazaar", settings)
     print(
         f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries, {len(catalog.interactions)} clicks"
@@ -52,9 +49,7 @@ def data_import(given: Namespace) -> None:
         given.folder, columns=columns or None, **{name: getattr(given, name) for name in names}
     )  # fmt: skip
     catalog = files.import_catalog(given.folder, given.out or Path("data") / given.folder.resolve().name, options)
-    print(
-        f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries\n\n{files.health_report(catalog)}"
-    )
+    print(_imported(catalog, files.health_report(catalog)))
 
 
 def data_hub(given: Namespace) -> None:
@@ -63,16 +58,9 @@ def data_hub(given: Namespace) -> None:
 
     settings = preset(given.preset).replace(**overrides(given.set)).files
     stated = {key: getattr(given, key) for key in ("limit", "seed") if getattr(given, key) is not None}
-    if given.out and given.out.exists() and not (given.out / "catalogue.json").is_file():
-        raise UserError(
-            f"{given.out} exists and is no catalogue; choose another --out, so that nothing is overwritten."
-        )
-    catalog = hub.open_set(
-        given.name.removeprefix("hub:"), dataclasses.replace(settings, **stated), out=given.out
-    )  # fmt: skip
-    print(
-        f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries\n\n{files.health_report(catalog)}"
-    )
+    _check_out(given.out)
+    catalog = hub.open_set(given.name.removeprefix("hub:"), dataclasses.replace(settings, **stated), out=given.out)
+    print(_imported(catalog, files.health_report(catalog)))
 
 
 def train(given: Namespace) -> None:
@@ -305,6 +293,16 @@ def _run(given: Namespace) -> Path:
     if given.catalog == "bazaar":
         return Path("reports") / given.preset
     return Path("reports") / f"{given.preset}-{Path(given.catalog.removeprefix('hub:')).name}"
+
+
+def _check_out(out: Path | None) -> None:
+    """Refuse, before anything is made or fetched, a folder that holds something else than a catalogue."""
+    if out and out.exists() and not (out / "catalogue.json").is_file():
+        raise UserError(f"{out} exists and is no catalogue; choose another --out, so that nothing is overwritten.")
+
+
+def _imported(catalog, health: str) -> str:
+    return f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries\n\n{health}"
 
 
 def _table(table) -> str:
