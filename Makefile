@@ -42,7 +42,7 @@ reproduce: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MAKELIB_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not notebooks and not browser"
-	$(BIN)/pytest -m "notebooks or browser"
+	$(BIN)/pytest -vv --durations=8 -m "notebooks or browser"
 
 bench: $(STAMP)
 	$(BIN)/python -m makelib bench --preset smoke

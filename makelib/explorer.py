@@ -16,7 +16,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -399,8 +399,11 @@ class QueryExplorer:
         self.state = self.views.check(state or State(query=first, k=k))
         #: queries asked so far, in order
         self.history: list[str] = []
+        # JupyterLab hands a widget's messages to a thread of their own, but the first ones to the kernel's: two threads, two
+        # loops. Whoever changes anything holds the lock; whoever was overtaken meanwhile sees it by its number.
+        self._lock = threading.RLock()
+        self._turn = self._keys = 0
         self._drawing: asyncio.Task | None = None
-        self._waiting: asyncio.TimerHandle | None = None
         self._unfinished = False
         self._quiet = False
         self._ids: list[str] = []
@@ -446,10 +449,11 @@ class QueryExplorer:
 
     def show(self, state: State | None = None, **changes: Any) -> None:
         """Go to a state, or change the present one: `explorer.show(query="red dress", k=24)`."""
-        self.state = self.views.check(dataclasses.replace(state or self.state, **changes))
-        if "widget" in self.__dict__:
-            self._set_controls()
-            self._draw()
+        with self._lock:
+            self.state = self.views.check(dataclasses.replace(state or self.state, **changes))
+            if "widget" in self.__dict__:
+                self._set_controls(query=state is not None or "query" in changes)
+                self._draw()
 
     def save(self, path: Path | str | None = None) -> Path:
         """Keep the state as a small JSON file, which `QueryExplorer(…, state=path)` opens again."""
@@ -540,7 +544,7 @@ class QueryExplorer:
         )  # fmt: skip
         for name in ("mkx", "mkx-panel"):
             box.add_class(name)
-        self._set_controls()
+        self._set_controls(query=True)
         self._draw(at_once=True)
         return box
 
@@ -548,11 +552,12 @@ class QueryExplorer:
         """A callback that shows what goes wrong as a sentence; errors in widget callbacks would otherwise vanish."""
 
         def guarded(event: Any) -> None:
-            if not self._quiet:
-                try:
-                    action(event)
-                except Exception as error:
-                    self._complain(error)
+            with self._lock:
+                if not self._quiet:
+                    try:
+                        action(event)
+                    except Exception as error:
+                        self._complain(error)
 
         return guarded
 
@@ -568,13 +573,18 @@ class QueryExplorer:
     def _typed(self, query: str) -> None:
         """While somebody types, known queries are suggested at once; what is typed is searched when no key follows."""
         self.query.options = [draw.plain(known) for known in self.views.suggest(query)]
-        self._stop_waiting()
+        self._keys += 1
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no kernel that could wait
             self._search(query)
         else:
-            self._waiting = loop.call_later(DEBOUNCE, self._guard(self._search), query)
+            loop.call_later(DEBOUNCE, self._guard(self._paused), (self._keys, query))
+
+    def _paused(self, typed: tuple[int, str]) -> None:
+        keys, query = typed
+        if keys == self._keys:
+            self._search(query)
 
     def _entered(self, content: Mapping[str, Any]) -> None:
         """Enter searches at once."""
@@ -583,7 +593,7 @@ class QueryExplorer:
 
     def _search(self, query: str, typing: bool = True) -> None:
         """A new query is about itself; only "query + product" keeps its product."""
-        self._stop_waiting()
+        self._keys += 1
         if query == draw.plain(self.state.query) and self.state.by in ("query", "both"):
             return self._remember(query, typing)
         keep = {"by": "both", "like": self.state.like} if self.state.by == "both" else {}
@@ -602,11 +612,6 @@ class QueryExplorer:
             self.history.append(query)
         self._unfinished = typing
         self.asked.value = json.dumps(self.history, ensure_ascii=False)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
 
     def _uploaded(self, files: Sequence[Mapping[str, Any]]) -> None:
         if files:
@@ -630,14 +635,15 @@ class QueryExplorer:
             return ""
         return draw.plain(explain.title_of(self.views.catalog, self.views.row(self.state.selected)))
 
-    def _set_controls(self) -> None:
-        """Controls show the state; setting them asks for nothing."""
+    def _set_controls(self, query: bool = False) -> None:
+        """Controls show the state; setting them asks for nothing. What somebody types stays his, unless `query`."""
         self._quiet = True
         try:
             state = self.state
             if state.k not in self.k.options:
                 self.k.options = sorted({*self.k.options, state.k})
-            self.query.value = draw.plain(state.query)
+            if query:
+                self.query.value = draw.plain(state.query)
             there = {
                 "query",
                 *(("both", "product", "image") if state.like else ()),
@@ -659,52 +665,75 @@ class QueryExplorer:
     # -- drawing --------------------------------------------------------------------------------------------------
 
     def _draw(self, at_once: bool = False, typing: bool = False) -> None:
-        """Draw the state; in a kernel that is a task, which a newer state cancels wherever it waits."""
-        if self._drawing is not None:
-            self._drawing.cancel()
+        """Draw the state; in a kernel that is a task, which ends where it finds that a newer state overtook it."""
+        self._turn += 1
         try:
             loop = None if at_once else asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        drawing = self._show(self.state, loop, typing)
+        drawing = self._show(self.state, self._turn, loop, typing)
         if loop is not None:
             self._drawing = loop.create_task(drawing)
         else:
             with contextlib.suppress(StopIteration):
                 drawing.send(None)  # without a loop it waits for nothing, and one push takes it to its end
 
-    async def _show(self, state: State, loop: asyncio.AbstractEventLoop | None, typing: bool) -> None:
+    async def _show(self, state: State, turn: int, loop: asyncio.AbstractEventLoop | None, typing: bool) -> None:
         """Results first, then the slower why panel."""
         try:
             began = time.perf_counter()
-            hits, cards, beside = await self._ask(loop, self.line, "Searching …", self.views.shown, state)
-            self.alert.value = ""
-            self._fill(cards)
-            self.beside.value = beside
-            self.line.value = self.views.status(state, time.perf_counter() - began)
-            self._offer(hits, state)
-            if state.by in ("query", "both"):
-                self._remember(state.query, typing)
-            asking = "Asking the model why …"
-            self.panel.value = await self._ask(loop, self.panel, asking, self.views.why, state)
-            self.edited.value = await self._ask(loop, self.edited, "Asking the model …", self.views.what_if, state)
+            hits, cards, beside = await self._ask(turn, loop, self.line, "Searching …", self.views.shown, state)
+            with self._at(turn):
+                self.alert.value = ""
+                self._fill(cards)
+                self.beside.value = beside
+                self.line.value = self.views.status(state, time.perf_counter() - began)
+                self._offer(hits, state)
+                if state.by in ("query", "both"):
+                    self._remember(state.query, typing)
+            for place, said, question in (
+                (self.panel, "Asking the model why …", self.views.why),
+                (self.edited, "Asking the model …", self.views.what_if),
+            ):
+                answer = await self._ask(turn, loop, place, said, question, state)
+                with self._at(turn):
+                    place.value = answer
         except Exception as error:
-            self._complain(error)
+            with contextlib.suppress(Overtaken), self._at(turn):
+                self._complain(error)
+
+    @contextlib.contextmanager
+    def _at(self, turn: int) -> Iterator[None]:
+        """Everything in one hand, for whoever is not `Overtaken`."""
+        with self._lock:
+            if turn != self._turn:
+                raise Overtaken
+            yield
 
     async def _ask(
-        self, loop: asyncio.AbstractEventLoop | None, place: widgets.HTML, said: str, question: Callable, *about: Any
+        self,
+        turn: int,
+        loop: asyncio.AbstractEventLoop | None,
+        place: widgets.HTML,
+        said: str,
+        question: Callable[[State], Any],
+        state: State,
     ) -> Any:
         """The answer to a question; a kernel asks in a thread, so that it hears what is typed meanwhile, and after a moment
         says in `place` that it works."""
+
+        def asked() -> Any:
+            with self._at(turn):  # not worth asking where it had to queue until a newer one came
+                pass
+            return question(state)
+
         if loop is None:
-            return question(*about)
-        working = loop.run_in_executor(None, question, *about)
-        try:
-            if not (await asyncio.wait([working], timeout=PATIENCE))[0]:
+            return asked()
+        working = loop.run_in_executor(None, asked)
+        if not (await asyncio.wait([working], timeout=PATIENCE))[0]:
+            with contextlib.suppress(Overtaken), self._at(turn):
                 place.value = draw.working(said)
-            return await working
-        finally:
-            working.cancel()  # whoever was overtaken takes no answer
+        return await working
 
     def _fill(self, cards: Sequence[str]) -> None:
         """Cards into the grid; cells are made once and used again."""
@@ -739,6 +768,10 @@ class QueryExplorer:
             self.explain.value = 1 + self._ids.index(state.selected) if state.selected in self._ids else 0
         finally:
             self._quiet = False
+
+
+class Overtaken(Exception):
+    """A newer state is being drawn; whoever raises this draws no more."""
 
 
 def once(make: Callable) -> Callable:

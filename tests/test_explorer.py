@@ -15,6 +15,7 @@ import json
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from PIL import Image
 from makelib import explain, explorer_html
 from makelib.ablation import Experiment
 from makelib.catalog import fit, write_catalog
-from makelib.explorer import QueryExplorer, State, Views, once, telling_queries
+from makelib.explorer import DEBOUNCE, QueryExplorer, State, Views, once, telling_queries
 from makelib.retriever import Retriever
 from makelib.runtime import UserError
 from makelib.settings import preset, write_yaml
@@ -527,8 +528,7 @@ def test_a_newer_query_takes_over(explorer):
         explorer.show(query="second", selected="p5")
         await until(lambda: "second" in explorer.line.value and "rank" in explorer.panel.value)
         going.set()
-        assert overtaken.cancelled()
-        await asyncio.gather(overtaken, explorer._drawing, return_exceptions=True)
+        await asyncio.gather(overtaken, explorer._drawing)
 
     in_a_kernel(scene)
     assert not any("slow" in line for line in drawn)
@@ -550,11 +550,58 @@ def test_typing_is_searched_when_no_key_follows_and_enter_at_once(explorer, monk
         explorer.query.value = "blue acme"
         explorer.query._handle_custom_msg({"event": "submit"}, [])
         await until(lambda: "blue acme" in explorer.line.value)
-        assert explorer._waiting is None
 
     in_a_kernel(scene)
     assert searched == ["blue", "blue acme"]
     assert explorer.history == ["red acme", "blue acme"]
+
+
+def test_no_key_is_lost_between_two_threads(explorer, monkeypatch):
+    """JupyterLab hands the first key to the kernel's thread and the next to one of its own, where suggesting may take longer
+    than the pause after which the first is searched."""
+    assert explorer.widget
+    began, suggest, shown, searched = threading.Event(), explorer.views.suggest, explorer.views.shown, []
+
+    def slowly(typed):
+        if typed == "blue acme":
+            began.set()
+            time.sleep(3 * DEBOUNCE)
+        return suggest(typed)
+
+    explorer.views.suggest = slowly
+    explorer.views.shown = lambda state: searched.append(state.query) or shown(state)
+
+    async def next_key():
+        explorer.query.value = "blue acme"
+        await asyncio.sleep(2 * DEBOUNCE)
+        await explorer._drawing
+
+    async def scene(until):
+        explorer.query.value = "blue acm"
+        other = threading.Thread(target=asyncio.run, args=(next_key(),))
+        other.start()
+        await until(began.is_set)
+        await asyncio.sleep(2 * DEBOUNCE)  # the first key's pause ends while the next one is being heard
+        await asyncio.to_thread(other.join)
+
+    in_a_kernel(scene)
+    assert (explorer.query.value, explorer.state.query) == ("blue acme", "blue acme")
+    assert searched == ["blue acme"]
+    assert "blue acme" in explorer.line.value
+
+
+def test_what_is_typed_stays_when_something_else_is_drawn(explorer, monkeypatch):
+    assert explorer.widget
+
+    async def scene(until):
+        explorer.query.value = "blue acme"
+        explorer.cards.children[2].children[1].children[0].click()  # within the pause
+        assert explorer.query.value == "blue acme"
+        await until(lambda: "blue acme" in explorer.line.value)
+
+    in_a_kernel(scene)
+    explorer.show(query="red acme")
+    assert explorer.query.value == "red acme"
 
 
 def test_history_keeps_whole_queries(explorer):

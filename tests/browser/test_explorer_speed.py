@@ -18,9 +18,11 @@ WATCH = """() => {
     window.began = null;
     document.addEventListener("keydown", event => { if (event.key === "Enter") window.began = performance.now() }, true);
     document.addEventListener("input", () => { window.typed = performance.now() }, true);
-    window.shown = (panel, query) => new Promise(done => {
+    window.shown = (panel, query) => new Promise((done, failed) => {
         const asked = () => panel.querySelector(".mkx-status b")?.textContent === query && panel.querySelector(".mkx-tile img");
         const look = () => { if (asked()) { watch.disconnect(); requestAnimationFrame(() => done(performance.now())) } };
+        setTimeout(() => failed(`no tiles of “${query}” after 30 s, but of “${panel.querySelector(".mkx-status")?.textContent}”, ` +
+            `“${panel.querySelector("[role=alert]")?.textContent}”; in the box: “${panel.querySelector("input").value}”`), 30_000);
         const watch = new MutationObserver(look);
         watch.observe(panel, {subtree: true, childList: true, characterData: true});
         look();
