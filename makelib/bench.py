@@ -79,8 +79,7 @@ def _as_files(catalog: Catalog, folder: Path) -> Path:
     names = np.where(catalog.present[:, 1], "images/" + catalog.products["product_id"] + ".jpg", "")
     for row in np.flatnonzero(catalog.present[:, 1]):
         catalog.image(row).save(folder / names[row])
-    labels = pd.DataFrame([attributes or {} for attributes in catalog.products["attributes"]])
-    table = pd.concat([catalog.products[["product_id", "title"]].assign(image=names), labels], axis=1)
+    table = pd.concat([catalog.products[["product_id", "title"]].assign(image=names), catalog.attributes], axis=1)
     table.to_csv(folder / "products.csv", index=False)
     return folder
 

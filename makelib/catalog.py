@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 from PIL import Image, ImageOps
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
 
@@ -71,9 +72,10 @@ class Catalog:
         name: what reports call it.
         fingerprint: identifies the content of the three tables.
         info: how it was made; `generated_queries: bool` says whether people or a program asked the queries.
-        products: (N rows) `product_id, title, category, attributes, group`; rows of one `group` are listings of one
-            product (duplicates). Pixels are read by `image` and `images`, those of further photographs or video frames
-            (the column `images`; most products have none) by `further_images`.
+        products: (N rows) `product_id, title, category, group`; rows of one `group` are listings of one product
+            (duplicates). Pixels are read by `image` and `images`, those of further photographs or video frames (the
+            column `images`; most products have none) by `further_images`.
+        attributes: (N rows) what is stated about each product, a categorical column per attribute, NaN where nothing is.
         queries: (Q rows) `query_id, query, split, constraints, intent`; `intent` is what splits keep together.
         interactions: `query, product` (rows), `label`, `kind`.
         truth: what only a generator knows about each product (reliability of image and title, …), or None.
@@ -84,6 +86,7 @@ class Catalog:
     fingerprint: str
     info: dict[str, Any]
     products: pd.DataFrame
+    attributes: pd.DataFrame
     queries: pd.DataFrame
     interactions: pd.DataFrame
     truth: pd.DataFrame | None
@@ -110,8 +113,7 @@ class Catalog:
             )  # older catalogues have no further ones
             if missing:
                 raise UserError(f"{tables[name]} lacks the column(s) {', '.join(sorted(missing))}.")
-        pictures = {"image", "images"} & set(loaded["products"].column_names)
-        products = loaded["products"].remove_columns(sorted(pictures)).to_pandas()
+        products = loaded["products"].select_columns(["product_id", "title", "category", "group"]).to_pandas()
         queries = loaded["queries"].to_pandas()
         ids = loaded["interactions"].to_pandas()
         interactions = pd.DataFrame(
@@ -124,7 +126,8 @@ class Catalog:
         )
         truth = pd.read_parquet(folder / "truth.parquet") if (folder / "truth.parquet").is_file() else None
         return cls(
-            folder, info["name"], info["fingerprint"], info, products, queries, interactions, truth, loaded["products"]
+            folder, info["name"], info["fingerprint"], info, products, _attributes(loaded["products"]), queries,
+            interactions, truth, loaded["products"],
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -222,9 +225,11 @@ class Catalog:
         wanted = [value or {} for value in self.queries["constraints"].iloc[query_rows]]
         counts = np.array([len(constraints) for constraints in wanted])
         for key in sorted({key for constraints in wanted for key in constraints}):
-            values, have = self._attribute(key)
-            asked = np.array([values.get(c[key], -2) if key in c else -3 for c in wanted])
-            relevance += asked[:, None] == have[product_rows][None, :]
+            if key in self.attributes:
+                have = self.attributes[key].cat
+                code = {value: code for code, value in enumerate(have.categories)}
+                asked = np.array([code.get(constraints.get(key), -2) for constraints in wanted])  # -1: not stated
+                relevance += asked[:, None] == have.codes.to_numpy()[product_rows][None, :]
         relevance /= np.maximum(counts, 1)[:, None]
         if (counts == 0).any():
             relevance[counts == 0] = self._judged[query_rows[counts == 0]][:, product_rows].toarray()
@@ -255,12 +260,6 @@ class Catalog:
         """Whether a training click touches the product or a duplicate listing of it, bool (N,); the rest is cold."""
         _, clicked = self.clicks("train")
         return np.isin(self.groups, self.groups[clicked])
-
-    @functools.lru_cache(maxsize=64)  # noqa: B019  catalogues live as long as the process
-    def _attribute(self, key: str) -> tuple[dict[str, int], np.ndarray]:
-        values = [(attributes or {}).get(key) for attributes in self.products["attributes"]]
-        codes, names = pd.factorize(pd.Series(values, dtype=object))
-        return {name: code for code, name in enumerate(names)}, codes
 
     def __hash__(self) -> int:
         return hash((str(self.folder), self.fingerprint))
@@ -394,6 +393,21 @@ def write_catalog(
     return Catalog.open(folder)
 
 
+def _attributes(products: datasets.Dataset) -> pd.DataFrame:
+    """The column `attributes`, a JSON object or nothing per row, as one categorical column per key."""
+    values: dict[str, dict[Any, int]] = {}
+    codes: dict[str, np.ndarray] = {}
+    for row, cell in enumerate(_cells_of(products.with_format("arrow"), "attributes")):
+        for key, value in (json.loads(cell or "null") or {}).items():
+            if value is not None:
+                known = values.setdefault(key, {})
+                if not known:
+                    codes[key] = np.full(len(products), -1)
+                codes[key][row] = known.setdefault(value, len(known))
+    columns = {key: pd.Categorical.from_codes(codes[key], pd.Index(values[key], dtype=object)) for key in values}
+    return pd.DataFrame(columns, index=range(len(products)))
+
+
 def _cells_of(table: datasets.Dataset, column: str) -> Iterator[Any]:
     """The cells of a column, few rows in memory at a time: photographs may be of any size."""
     alone = table.select_columns(column)
@@ -420,7 +434,9 @@ def _rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
 def _read(path: Path, cache: str) -> datasets.Dataset:
     with _quiet():
         try:
-            return datasets.Dataset.from_parquet(str(path), cache_dir=cache)
+            # read ahead, Arrow would hold all photographs of the file at once
+            scan = ParquetFragmentScanOptions(pre_buffer=False)
+            return datasets.Dataset.from_parquet(str(path), cache_dir=cache, fragment_scan_options=scan)
         except Exception as error:
             raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 

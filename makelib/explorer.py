@@ -251,7 +251,7 @@ class Views:
             clicked = np.isin(rows, self._clicks[known].indices)
             relevance = self.catalog.relevance(known[:1], rows)[0]
             asked = self.catalog.queries["constraints"].iloc[known[0]] or {}
-            have = [attributes or {} for attributes in self.catalog.products["attributes"].iloc[rows]]
+            have = self.catalog.attributes.iloc[rows].to_dict("records")
             wishes = [
                 ", ".join(f"{key} {value} {'✓' if has.get(key) == value else '✗'}" for key, value in asked.items())
                 for has in have

@@ -104,14 +104,11 @@ def share_named(catalog: Catalog) -> pd.Series:
     if known := catalog.info.get("measured", {}).get("titles_naming"):
         return pd.Series(known, dtype=float).sort_values(ascending=False)
     titles = [set(words(title)) for title in catalog.products["title"].fillna("")]
-    attributes = catalog.products["attributes"]
-    keys = list(dict.fromkeys(key for cell in attributes for key in (cell or {})))
     shares = {}
-    for key in keys:
+    for key, column in catalog.attributes.items():
+        said = [set(words(str(value))) for value in column.cat.categories]
         told = [
-            set(words(str(cell[key]))) <= title
-            for cell, title in zip(attributes, titles, strict=True)
-            if title and (cell or {}).get(key)
+            said[code] <= title for code, title in zip(column.cat.codes, titles, strict=True) if title and code >= 0
         ]
         shares[key] = np.mean(told) if told else np.nan
     return pd.Series(shares, dtype=float).dropna().sort_values(ascending=False)

@@ -55,10 +55,10 @@ def large_retriever(folder, count: int, pictures: int = 64, size: int = 320, dim
             "product_id": [f"p{row}" for row in range(count)],
             "title": titles,
             "category": np.array(["dresses", "shoes", "lamps"])[random.integers(0, 3, count)],
-            "attributes": [{"colour": title.split()[0]} for title in titles],
             "group": None,
         }
     )
+    attributes = pd.DataFrame({"colour": [title.split()[0] for title in titles]}, dtype="category")
     asked = count // 4
     queries = pd.DataFrame(
         {
@@ -80,7 +80,9 @@ def large_retriever(folder, count: int, pictures: int = 64, size: int = 320, dim
     cells = [{"bytes": photograph(random, size), "path": None} for _ in range(pictures)]
     few = {name: [None] * pictures for name in PRODUCTS} | {"image": cells}
     pixels = datasets.Dataset.from_dict(few, features=PRODUCTS).select(np.arange(count) % pictures)
-    catalog = Catalog(folder, f"{count:,} products", f"{count}", {}, products, queries, interactions, None, pixels)
+    catalog = Catalog(
+        folder, f"{count:,} products", f"{count}", {}, products, attributes, queries, interactions, None, pixels
+    )
     torch.manual_seed(0)
     tokenizer = train_tokenizer(titles[:500], 400)
     settings = Model(fusion="adaptive", width=64, dim=dim)

@@ -52,7 +52,8 @@ def test_what_is_written_is_read_back(tmp_path):
     assert catalog.fingerprint == written.fingerprint
     assert catalog.info["generated_queries"] is True
     assert catalog.products["title"].fillna("").tolist() == ["red dress", "", "blue shoe"]
-    assert catalog.products["attributes"][0] == {"colour": "red", "type": "dress"}
+    assert catalog.attributes.iloc[0].to_dict() == {"colour": "red", "type": "dress"}
+    assert catalog.attributes.iloc[1].isna().all()
     assert catalog.groups.tolist() == [0, 1, 0]
     assert catalog.seen.tolist() == [True, False, True]  # c is a further listing of a
     assert catalog.image(1) is None

@@ -67,10 +67,10 @@ def world(products=60, queries=25, seed=0):
                 "product_id": [f"p{row}" for row in range(products)],
                 "title": [None if i % 5 == 4 else " ".join(values.values()) for i, values in enumerate(attributes)],
                 "category": [values["type"] for values in attributes],
-                "attributes": attributes,
                 "group": None,
             }
         ),
+        attributes=pd.DataFrame(attributes, dtype="category"),
         queries=pd.DataFrame(
             {
                 "query_id": [f"q{row}" for row in range(queries)],

@@ -201,7 +201,7 @@ def test_marks_of_a_known_query(views, catalog):
     hits = views.search(State("  RED acme ", "adaptive", k=60)).set_index("product_id")
     assert hits.index[hits["clicked"]].sort_values().tolist() == ["p0", "p4"]
     for row, relevance in zip(hits["row"], hits["relevance"], strict=True):
-        assert relevance == (1.0 if catalog.products["attributes"].iloc[row]["colour"] == "red" else 0.5)
+        assert relevance == (1.0 if catalog.attributes["colour"].iloc[row] == "red" else 0.5)
     assert hits["wishes"].iloc[0] in ("colour red ✓, brand acme ✓", "colour red ✗, brand acme ✓")
     assert views.search(State("never asked", "adaptive"))["relevance"].isna().all()
 

@@ -207,7 +207,7 @@ def test_keywords_of_the_generated_world_are_true_attribute_words(language, segm
     keywords, words_of = KeywordTable(tables, Keywords(per_title=3)), bazaar.vocabulary(language)
     true, chance = [], []
     for row in np.flatnonzero(tables.clicks >= 5):
-        attributes = catalog.products["attributes"][row]
+        attributes = catalog.attributes.iloc[row].dropna()
         said = {word for key, value in attributes.items() for word in words(words_of[key][value][0])}
         true += [word in said for word, _ in keywords.words(row)]
         chance += [tables.vocabulary[column] in said for column in tables.titles[row].indices]

@@ -167,6 +167,7 @@ def backs(catalog, tmp_path_factory):
     box = {"bytes": buffer.getvalue(), "path": None}
     cells = pq.read_table(catalog.folder / "products.parquet")["image"].to_pylist()
     products = catalog.products.assign(
+        attributes=catalog.attributes.to_dict("records"),
         image=[None if cell is None else box for cell in cells],
         images=[None if cell is None else [cell, box][: 1 + (i % 3 == 0)] for i, cell in enumerate(cells)],
     )
@@ -338,7 +339,7 @@ def test_the_image_encoder_warms_up_once_and_names_what_it_sees(catalog, tmp_pat
         seen = torch.nn.functional.normalize(
             mean_pool(encoder.eval()(torch.from_numpy(np.array(pixels[rows])))), dim=-1
         )
-    colours = np.array([catalog.products["attributes"][row]["colour"] for row in rows])
+    colours = catalog.attributes["colour"].to_numpy()[rows]
     alike = (seen @ seen.T).fill_diagonal_(-1).argmax(dim=1).numpy()
     assert (colours[alike] == colours).mean() > 0.9  # chance is 0.25
 

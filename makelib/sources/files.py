@@ -170,7 +170,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
     Beside the tables lie `quarantine.csv` (`table, row, product_id, file, reason, action`; rows count from 1 after the
     header), `health.json` (see `health_report`) and `truth.parquet`: `terse`, whether the title lost words,
     `title_names_<column>`, whether the title still names the product's own value; `cold` where clicks are generated.
-    Memory grows by a few kilobytes a product, for its row, and not with the photographs.
+    Memory grows by about a kilobyte a product, for its row, and not with the photographs.
 
     Raises `UserError` when a table or column that is needed is missing (with the columns found and how to map them),
     when no product can be kept, with `strict` when anything is broken, and when `out` is a folder without a catalogue.

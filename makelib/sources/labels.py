@@ -172,17 +172,19 @@ def ask(
     share `cold` of the products, whole groups, gets no training click.
     """
     random = np.random.default_rng(seed)
-    intents = _intents(labels[list(columns)])
+    intents = _intents(labels[list(columns)], category)
     speak = _Speaker(labels, titles, columns, category)
     order = _sample(intents, random, category)
     used: set[str] = set()
     table, members = [], []
     for position in order:
-        constraints, rows = intents[position]
-        strings = [text for text in speak(constraints, len(rows), random) if text not in used]
+        first, relevant = intents.first[position], intents.counts[position]
+        constraints = {column: labels[column].iloc[first] for column in intents.columns[position]}
+        strings = speak(constraints, relevant, intents.broader[position], random)
+        strings = [text for text in strings if text not in used]
         used.update(strings)
         table += [(text, constraints, position) for text in strings]
-        members += [rows] * len(strings)
+        members += [intents.rows(position)] * len(strings) if strings else []
         if len(table) >= queries:
             break
     if not table:
@@ -233,41 +235,68 @@ def _codes(values: Sequence[Any]) -> np.ndarray:
     return pd.factorize(pd.Series(list(values), dtype=object))[0].astype(np.int64)
 
 
-def _intents(labels: pd.DataFrame) -> list[tuple[dict[str, str], np.ndarray]]:
-    """Every set of 1 to 3 constraints with a useful number of relevant products, and their rows."""
+@dataclass(frozen=True)
+class _Intents:
+    """Sets of 1 to 3 constraints with a useful number of relevant products.
+
+    `codes` int (N,) by column, -1 where nothing is stated. For each of I intents: its `columns`, the `first` product that
+    is relevant, how many are (`counts`), and how many would be if the category were not asked for (`broader`, 0 where it
+    is not), int64 (I,) each. Products are looked up when an intent is taken: most never are.
+    """
+
+    codes: dict[str, np.ndarray]
+    columns: list[tuple[str, ...]]
+    first: np.ndarray
+    counts: np.ndarray
+    broader: np.ndarray
+
+    def rows(self, intent: int) -> np.ndarray:
+        """The relevant products, int64 (counts[intent],), ascending."""
+        codes = (self.codes[column] for column in self.columns[intent])
+        return np.flatnonzero(np.logical_and.reduce([code == code[self.first[intent]] for code in codes]))
+
+
+def _intents(labels: pd.DataFrame, category: str | None) -> _Intents:
+    """All sets that 2 products to 5 % (20 at least, 2,000 at most) meet, and in which each constraint narrows the result."""
     most = min(max(20, int(0.05 * len(labels))), 2000)
-    codes = {column: _codes([value or None for value in labels[column]]) for column in labels}
-    found: list[tuple[dict[str, str], np.ndarray]] = []
-    counts: dict[frozenset, int] = {}
-    values = {column: labels[column].to_numpy() for column in labels}
+    codes = {column: _codes([value or None for value in labels[column]]).astype(np.int32) for column in labels}
+    met: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}  # by columns: each combination of values, how often
+
+    def combined(columns: tuple[str, ...], rows: np.ndarray) -> np.ndarray:
+        key = np.zeros(len(rows), dtype=np.int64)
+        for column in columns:
+            key = key * (int(codes[column].max()) + 1) + codes[column][rows]
+        return key
+
+    found: list[tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]] = []
     for size in LENGTHS:
         for columns in itertools.combinations(labels.columns, size):
             present = np.flatnonzero(np.all([codes[column] >= 0 for column in columns], axis=0))
-            key = np.zeros(len(present), dtype=np.int64)
-            for column in columns:
-                key = key * (codes[column].max() + 1) + codes[column][present]
-            order = np.argsort(key, kind="stable")
-            starts = np.flatnonzero(np.r_[True, np.diff(key[order]) > 0]) if len(order) else np.zeros(0, int)
-            ends = np.r_[starts[1:], len(order)]
-            for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-                rows = present[order[start:end]]
-                constraints = {column: values[column][rows[0]] for column in columns}
-                mark = frozenset(constraints.items())
-                counts[mark] = len(rows)
-                narrower = all(counts[mark - {item}] > len(rows) for item in mark) if size > 1 else True
-                if narrower and len(rows) <= most:
-                    found.append((constraints, rows))
-    return found
+            keys, first, counts = np.unique(combined(columns, present), return_index=True, return_counts=True)
+            if size < len(LENGTHS):
+                met[columns] = keys, counts
+            first, broader = present[first], np.zeros(len(first), dtype=np.int64)
+            useful = (counts > 1) & (counts <= most)
+            for column in columns if size > 1 else ():
+                rest = tuple(other for other in columns if other != column)
+                known, without = met[rest]
+                without = without[np.searchsorted(known, combined(rest, first))]
+                useful &= without > counts
+                if column == category:
+                    broader = without
+            found.append((columns, first[useful], counts[useful], broader[useful]))
+    kinds, *parts = zip(*found, strict=True) if found else ((), (), (), ())
+    first, counts, broader = (np.concatenate([np.zeros(0, np.int64), *part]) for part in parts)
+    columns = [kind for kind, rows in zip(kinds, parts[0], strict=True) for _ in rows]
+    return _Intents(codes, columns, first, counts, broader)
 
 
-def _sample(
-    intents: list[tuple[dict[str, str], np.ndarray]], random: np.random.Generator, category: str | None
-) -> list[int]:
+def _sample(intents: _Intents, random: np.random.Generator, category: str | None) -> list[int]:
     """All intents in the order in which they are taken: by `LENGTHS`, more often what is common and names a type."""
-    weight = np.array([len(rows) ** 0.5 * (3.0 if category in constraints else 1.0) for constraints, rows in intents])
-    size = np.array([len(constraints) for constraints, _ in intents])
-    key = random.exponential(size=len(intents)) / weight  # smallest first = drawn without replacement by weight
-    place = np.zeros(len(intents))
+    weight = intents.counts**0.5 * np.array([3.0 if category in columns else 1.0 for columns in intents.columns])
+    size = np.array([len(columns) for columns in intents.columns])
+    key = random.exponential(size=len(size)) / weight  # smallest first = drawn without replacement by weight
+    place = np.zeros(len(size))
     for length, share in LENGTHS.items():
         rows = np.flatnonzero(size == length)
         place[rows[np.argsort(key[rows])]] = (np.arange(len(rows)) + 0.5) / share
@@ -286,18 +315,19 @@ class _Speaker:
         self.roles = {column: role(column, category) for column in columns}
         self.category = category
         self.singular: dict[str, str] = {}
-        self.sizes: dict[frozenset, int] = {}
         if category:
-            text = pd.Series(list(titles)).str.casefold()
             for value, rows in labels.groupby(category).indices.items():
                 if value and (one := _singular(value.casefold())):
-                    uses = text.iloc[rows].str.contains(rf"(?<!\w){re.escape(one.split()[-1])}(?!\w)").mean()
-                    if uses >= 0.05:  # titles of the type use the singular, so shoppers may
+                    used = re.compile(rf"(?<!\w){re.escape(one.split()[-1])}(?!\w)")
+                    if (
+                        np.mean([used.search(titles[row].casefold()) is not None for row in rows]) >= 0.05
+                    ):  # titles of the type use the singular, so shoppers may
                         self.singular[value] = one
-        self.values = {column: labels[column].to_numpy() for column in columns}
 
-    def __call__(self, constraints: dict[str, str], relevant: int, random: np.random.Generator) -> list[str]:
-        """Up to three strings for an intent, the plain one first."""
+    def __call__(
+        self, constraints: dict[str, str], relevant: int, broader: int, random: np.random.Generator
+    ) -> list[str]:
+        """Up to three strings for an intent, the plain one first; see `_Intents` for `broader`."""
         ordered = sorted(constraints, key=lambda column: ORDER.index(self.roles[column]))
         spoken = {column: constraints[column].casefold() for column in constraints}
         ways = [[spoken[column] for column in ordered]]
@@ -306,7 +336,7 @@ class _Speaker:
         kind = constraints.get(self.category) if self.category else None
         if kind in self.singular:
             ways += [[self.singular[kind] if word == kind.casefold() else word for word in way] for way in ways]
-        if kind and len(constraints) > 1 and relevant >= 0.5 * self._without(constraints):
+        if kind and len(constraints) > 1 and relevant >= 0.5 * broader:
             ways.append([spoken[column] for column in ordered if column != self.category])
         plain, *others = {join(way): way for way in ways}.items()
         picked = [others[i] for i in random.permutation(len(others))[: random.integers(1, 3)]]
@@ -316,13 +346,6 @@ class _Speaker:
         """Whether a string names the type that its intent asks for; a string of an intent without one does not."""
         kind = constraints.get(self.category) if self.category else None
         return bool(kind) and (kind.casefold() in text or self.singular.get(kind, kind.casefold()) in text)
-
-    def _without(self, constraints: dict[str, str]) -> int:
-        rest = {column: value for column, value in constraints.items() if column != self.category}
-        mark = frozenset(rest.items())
-        if mark not in self.sizes:
-            self.sizes[mark] = int(np.all([self.values[column] == rest[column] for column in rest], axis=0).sum())
-        return self.sizes[mark]
 
 
 def _sensible(way: list[str]) -> bool:

@@ -42,7 +42,7 @@ def small(tmp_path_factory) -> Catalog:
 
 
 def attributes(catalog: Catalog) -> pd.DataFrame:
-    return pd.DataFrame(list(catalog.products["attributes"]))
+    return catalog.attributes.astype(object)
 
 
 def values_said(title: str) -> set[tuple[str, str]]:
@@ -200,7 +200,9 @@ def test_shares(world):
     assert measured["queries_without_category_word"] == pytest.approx(WORLD.no_category, abs=0.05)
     assert measured["wrong_clicks"] == pytest.approx(WORLD.wrong_clicks, abs=0.01)
     for key in ("colour", "pattern", "silhouette"):
-        named = [(key, a[key]) in values_said(t) for t, a in zip(titles, world.products["attributes"], strict=True)]
+        named = [
+            (key, a[key]) in values_said(t) for t, a in zip(titles, attributes(world).to_dict("records"), strict=True)
+        ]
         assert np.mean(named) == pytest.approx(measured["titles_naming"][key])
         assert np.mean(named) == pytest.approx(WORLD.title_names_visible, abs=0.05)
 
@@ -241,8 +243,9 @@ def test_duplicates_share_the_product_but_not_the_listing(world):
 
 
 def test_title_truth_equals_what_a_reader_finds(world):
+    stated = attributes(world).to_dict("records")
     for row in range(0, len(world), 3):
-        title, own = world.products["title"][row], set(world.products["attributes"][row].items())
+        title, own = world.products["title"][row], set(stated[row].items())
         said, truth = values_said(title), world.truth.iloc[row]
         wrong = len(said - own)
         assert truth["stuffed_words"] == wrong
@@ -276,7 +279,7 @@ def test_extreme_settings_do_what_they_say(tmp_path):
     assert (catalog.products["title"] != "").all()
     assert set(catalog.truth["image_kind"]).isdisjoint({"missing"})
     assert catalog.truth["duplicate_of"].isna().all()
-    for title, own in zip(catalog.products["title"], catalog.products["attributes"], strict=True):
+    for title, own in zip(catalog.products["title"], attributes(catalog).to_dict("records"), strict=True):
         assert {(key, own[key]) for key in bazaar.VISUAL} <= values_said(title)
     for query, constraints in zip(catalog.queries["query"], catalog.queries["constraints"], strict=True):
         assert values_said(query) == set(constraints.items())

@@ -122,7 +122,7 @@ def test_clean_folder(folder, tmp_path):
     assert len(catalog) == 60
     assert catalog.products["title"].tolist() == [row["title"] for row in rows_of(60)]
     assert catalog.products["category"].tolist() == [row["article_type"] for row in rows_of(60)]
-    assert catalog.products["attributes"][1] == {"article_type": "Shoes", "base_colour": "Navy Blue"}
+    assert catalog.attributes.iloc[1].dropna().to_dict() == {"article_type": "Shoes", "base_colour": "Navy Blue"}
     assert all(bytes_of(catalog, i) == (folder / f"images/p{i}.jpg").read_bytes() for i in (0, 17, 59))
     assert catalog.image(0).getpixel((0, 0))[0] > 250
     assert quarantine(catalog).empty
@@ -958,7 +958,7 @@ def test_terse_sellers(folder, tmp_path):
         expected = f"Men {full['article_type']} {row}" if quiet else full["title"]
         assert title == expected
     assert (catalog.truth["title_names_base_colour"].to_numpy() == ~is_terse).all()
-    assert [a["base_colour"] for a in catalog.products["attributes"]] == [row["base_colour"] for row in rows_of(60)]
+    assert catalog.attributes["base_colour"].tolist() == [row["base_colour"] for row in rows_of(60)]
     assert catalog.info["hidden"]["named_before"]["base_colour"] == 1.0
     assert catalog.info["hidden"]["named_after"]["base_colour"] == pytest.approx((~is_terse).mean(), abs=1e-4)
     assert any(note.startswith("TERSE SELLERS") for note in catalog.info["notes"])
@@ -1044,7 +1044,7 @@ def test_fashion_is_the_experiment_of_the_method(fashion):
     assert hidden["named_before"]["base_colour"] > 0.9
     assert hidden["named_after"]["base_colour"] < 0.35
     assert {"article_type", "base_colour", "gender", "usage", "brand"} == set(fashion.info["generated"]["columns"])
-    brands = {attributes.get("brand") for attributes in fashion.products["attributes"]}
+    brands = set(fashion.attributes["brand"])
     assert {"Nike", "Puma", "United Colors of Benetton"} <= brands
     assert not brands & {"Men", "Women", "Black", "Blue"}
     rows = fashion.query_rows("test")

@@ -260,7 +260,7 @@ def test_fashion_becomes_a_catalogue_with_labels_and_generated_queries(tmp_path)
     assert len(catalog) == 120
     assert catalog.products["product_id"].tolist()[:2] == ["1000", "1001"]
     assert catalog.products["category"].tolist()[:2] == ["Tshirts", "Heels"]
-    assert catalog.products["attributes"][0]["baseColour"] == "Navy Blue"
+    assert catalog.attributes["baseColour"][0] == "Navy Blue"
     assert catalog.info["generated_queries"]
     assert catalog.info["notes"][0].startswith("GENERATED QUERIES")
     assert any(note.startswith("TERSE SELLERS") for note in catalog.info["notes"])
