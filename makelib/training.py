@@ -88,9 +88,8 @@ class Batches:
         self.query_tokens = encode(tokenizer, self.query_texts, settings.text.query_tokens)
         if settings.objectives.masked_language:
             self.title_words = word_starts(tokenizer, titles, settings.text.title_tokens)
-        self.pixels, self.has_image = catalog.images(settings.model.image_size)
+        self.pixels, _ = catalog.images(settings.model.image_size)
         self.further = catalog.further_images(settings.model.image_size)
-        self.has_title = np.array([bool(title.strip()) for title in titles])
         clicks = np.bincount(self.products, minlength=len(catalog)).astype(np.float32)
         self.log_popularity = np.log((clicks + 1) / (clicks.sum() + len(clicks)))
         pairs, counts = np.unique(np.stack([self.queries, self.products]), axis=1, return_counts=True)
@@ -127,7 +126,7 @@ class Batches:
         queries, products, random = self.rows(stage, step)
         B = len(queries) // self.world
         mine = slice(self.rank * B, (self.rank + 1) * B)
-        present = np.stack([self.has_title[products], self.has_image[products]], axis=1)
+        present = self.catalog.present[products]
         if settings.model.fusion not in ("title", "image"):
             hidden = random.random(len(products))  # title hidden below the rate, image above 1 - rate
             rate = settings.training.modality_dropout
@@ -159,8 +158,7 @@ class Batches:
         if stage == "finetune" and self.mined is not None:
             column = random.integers(self.mined.shape[1], size=B)
             hard = self.mined[queries[mine], column]
-            hard_present = np.stack([self.has_title[hard], self.has_image[hard]], axis=1)
-            inputs |= self._product_inputs("negative_", hard, hard_present, random)
+            inputs |= self._product_inputs("negative_", hard, self.catalog.present[hard], random)
         if settings.objectives.masked_language and settings.model.fusion != "image":
             ids, real = inputs["title_ids"], inputs["title_mask"] > 0
             drawn = np.take_along_axis(random.random(ids.shape), self.title_words[products[mine], : ids.shape[1]], 1)
@@ -194,7 +192,9 @@ class Batches:
         """Hard negatives for fine-tuning, product rows int64 (Q, k): what the model ranks 50th to 300th for a training query,
         without the products that shoppers clicked for it."""
         texts = self.catalog.products["title"].fillna("").tolist()
-        vectors = torch.from_numpy(model.encode_products(texts, self.pixels, self.has_image, self.further).embedding)
+        vectors = torch.from_numpy(
+            model.encode_products(texts, self.pixels, self.catalog.present[:, 1], self.further).embedding
+        )
         first, last = min(first, len(texts) // 4), min(last, len(texts) // 2)
         rows = np.unique(self.queries)
         queries = torch.from_numpy(model.encode_queries([self.query_texts[row] for row in rows]))
