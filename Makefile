@@ -10,6 +10,8 @@ OUT ?= reports/$(PRESET)$(if $(filter-out bazaar,$(CATALOG)),-$(notdir $(patsubs
 BIN := .venv/bin
 STAMP := .venv/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# a photograph to search by may be larger than the 10 MiB that Jupyter lets one message hold; it would drop the connection
+UPLOADS := tornado_settings="{'websocket_max_message_size': 41943040}"
 # kernels and extensions of another installation must not come in
 unexport JUPYTER_PATH
 
@@ -31,11 +33,11 @@ $(STAMP):
 	@rm -f .venv/.installed-* && touch $@
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks --ServerApp.$(UPLOADS)
 
 explore: $(STAMP)
 	JUPYTER_PATH="$(CURDIR)/makelib/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
-	  notebooks/05_query_explorer.ipynb
+	  --Voila.$(UPLOADS) notebooks/05_query_explorer.ipynb
 
 reproduce: $(STAMP)
 	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)"

@@ -476,7 +476,7 @@ class QueryExplorer:
         )  # fmt: skip
         self.upload = widgets.FileUpload(
             accept="image/*", description="Search by a picture", layout=widgets.Layout(width="auto")
-        )
+        ).add_class("mkx-upload")
         choice = functools.partial(
             widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 180px", width="auto", max_width="400px")
         )

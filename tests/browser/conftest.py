@@ -72,7 +72,7 @@ def jupyter(tmp_path_factory):
     """One JupyterLab for all tests: the folder that it serves, with `notebooks/` in it, and its address."""
     root = tmp_path_factory.mktemp("workplace")
     (root / "notebooks").mkdir()
-    with lab.running(lab.LAB, root, tmp_path_factory.mktemp("jupyter")) as address:
+    with lab.running(lab.jupyterlab(), root, tmp_path_factory.mktemp("jupyter")) as address:
         yield root, address
 
 

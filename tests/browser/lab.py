@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import nbformat
 
@@ -19,10 +21,25 @@ OVERRIDES = {
 }
 
 
-LAB = (
-    "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
-    "--LabApp.expose_app_in_browser=True", "--ServerApp.root_dir=.",
-)  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+def made(target):
+    """What `make <target>` starts: the options, without those that name places, and JUPYTER_PATH as an environment."""
+    ran = subprocess.run(
+        ["make", "--no-print-directory", "-n", target], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    words = shlex.split(ran.stdout.replace("\\\n", " "))
+    program = next(i for i, word in enumerate(words) if word.endswith(("/jupyter", "/voila")))
+    environment = dict(word.split("=", 1) for word in words[:program] if word.startswith("JUPYTER_PATH="))
+    return [word for word in words[program:] if word.startswith("--") and str(ROOT) not in word], environment
+
+
+def jupyterlab():
+    """`make lab`, for a program instead of a person."""
+    options = [option for option in made("lab")[0] if "default_url" not in option]
+    own = ("--no-browser", "--allow-root", "--ip=127.0.0.1", "--ServerApp.port_retries=0", "--IdentityProvider.token=")
+    return ("jupyterlab", *own, "--LabApp.expose_app_in_browser=True", "--ServerApp.root_dir=.", *options)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,5 @@
 """The explorer as a page for colleagues, as `make explore` serves it."""
 
-import re
-import shlex
-
 import explore
 import lab
 import pytest
@@ -14,12 +11,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def address(workplace, tmp_path_factory):
     """Voilà with the options of the Makefile, over all notebooks of the workplace."""
-    made = (explore.ROOT / "Makefile").read_text().replace("\\\n", " ")
-    path, options = re.search(
-        r'JUPYTER_PATH="\$\(CURDIR\)/(\S+)" \$\(BIN\)/voila (.*) notebooks/05_\w+\.ipynb', made
-    ).groups()
-    command = ("voila", "--no-browser", "--Voila.ip=127.0.0.1", *shlex.split(options), "notebooks")
-    environment = {"JUPYTER_PATH": str(explore.ROOT / path)}
+    options, environment = lab.made("explore")
+    command = ("voila", "--no-browser", "--Voila.ip=127.0.0.1", *options, "notebooks")
     root, home = workplace[0], tmp_path_factory.mktemp("voila")
     with lab.running(command, root, home, "voila/static/voila.js", environment) as found:
         yield found
