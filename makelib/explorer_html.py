@@ -23,7 +23,7 @@ from PIL import Image
 from makelib.catalog import rgb
 from makelib.explain import Evidence, Variation
 from makelib.runtime import UserError
-from makelib.sources.photos import MOST_BYTES, MOST_PIXELS
+from makelib.sources.photos import MOST_BYTES, inspect
 
 #: longer side of a product's picture in pixels
 THUMBNAIL = 160
@@ -64,36 +64,24 @@ def picture_uri(image: Image.Image, size: int = THUMBNAIL) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-#: formats of a picture that somebody brings along, and the longer side, in pixels, of what is kept of it
-PICTURES, PICTURE_SIZE = ("JPEG", "PNG", "WEBP", "GIF", "BMP"), 224
+#: the longer side, in pixels, of what is kept of a picture that somebody brings along
+PICTURE_SIZE = 224
 _URI = re.compile(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/]+=*)")
 
 
 def own_picture(source: bytes | Path) -> str:
-    """Somebody's own picture (a file or its bytes), decoded as photographs of a catalogue are, as a small `data:` URI.
+    """Somebody's own picture (a file or its bytes), checked as photographs of a catalogue are, as a small `data:` URI.
 
     Raises `UserError` for what is no picture, or too large a one.
     """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        if len(data) > MOST_BYTES:
-            raise UserError(f"This picture is larger than {MOST_BYTES >> 20} MiB; give a smaller one.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=PICTURES)
-        if image.width * image.height > MOST_PIXELS:
-            raise Image.DecompressionBombError
-        return picture_uri(rgb(image), PICTURE_SIZE)
-    except UserError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files
+        photo = inspect(source)
+    if photo.data is None:
         raise UserError(
-            f"This picture has more than {MOST_PIXELS // 10**6} million pixels; give a smaller one."
-        ) from None
-    except Exception as error:  # decoders raise whatever broken bytes lead them to
-        raise UserError(
-            f"This picture cannot be read ({type(error).__name__}); give a {', '.join(PICTURES[:3])} file."
-        ) from None
+            f"This picture {photo.reason}; give a JPEG, PNG or WEBP file of at most {MOST_BYTES >> 20} MiB."
+        )
+    return picture_uri(rgb(Image.open(io.BytesIO(photo.data))), PICTURE_SIZE)
 
 
 @functools.lru_cache(maxsize=8)

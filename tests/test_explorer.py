@@ -139,10 +139,10 @@ def test_a_picture_of_ones_own_is_kept_small_and_redrawn():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "cannot be read"),
-        (b"<svg onload='alert(1)'/>", "cannot be read"),
-        (own_picture()[:200], "cannot be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
+        (b"", "is not an image that can be read"),
+        (b"<svg onload='alert(1)'/>", "is not an image that can be read"),
+        (own_picture()[:200], "is a broken image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read"),
         (bytes(32 * 2**20 + 1), "larger than 32 MiB"),
         (own_picture((1, 1), "BMP").replace(b"\x01\0\0\0\x01\0\0\0", b"\x40\x1f\0\0" * 2, 1), "40 million pixels"),
     ],
@@ -624,7 +624,7 @@ def test_an_uploaded_picture_is_searched_by(explorer, retrievers):
     again = QueryExplorer(retrievers, state=State.from_json(explorer.state.to_json()))
     assert again.state == explorer.state
     explorer.upload.value = ({**upload, "content": memoryview(b"nothing")},)
-    assert "cannot be read" in explorer.alert.value
+    assert "is not an image" in explorer.alert.value
     explorer.query.value = "blue acme"
     assert (explorer.state.by, explorer.state.picture, explorer.by.options) == (
         "query",

@@ -200,10 +200,12 @@ def _inspect(portion: list[Path | Photo]) -> list[Photo]:
     return [inspect(found) if isinstance(found, Path) else found for found in portion]
 
 
-def inspect(path: Path) -> Photo:
+def inspect(source: Path | bytes) -> Photo:
     """A photograph's bytes as they are, with the digest of its pixels, or why it is none."""
     try:
-        data = path.read_bytes()
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        if len(data) > MOST_BYTES:
+            return Photo(reason=f"is larger than {MOST_BYTES >> 20} MiB")
         image = Image.open(io.BytesIO(data), formats=_formats())
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")

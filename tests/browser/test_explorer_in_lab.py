@@ -106,7 +106,7 @@ def test_typing_suggests_searches_and_is_overtaken(workplace, address, gated_pag
     with page.expect_file_chooser() as chooser:
         panel.get_by_role("button", name="Search by a picture").click()
     chooser.value.set_files({"name": "no.png", "mimeType": "image/png", "buffer": b"<script>alert(1)</script>"})
-    panel.get_by_role("alert").get_by_text("This picture cannot be read").wait_for()
+    panel.get_by_role("alert").get_by_text("This picture is not an image").wait_for()
     assert refused == []
 
 
