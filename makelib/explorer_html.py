@@ -78,9 +78,8 @@ def own_picture(source: bytes | Path) -> str:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files
         photo = inspect(source)
     if photo.data is None:
-        raise UserError(
-            f"This picture {photo.reason}; give a JPEG, PNG or WEBP file of at most {MOST_BYTES >> 20} MiB."
-        )
+        why = f"{photo.reason} ({photo.detail})" if photo.detail else photo.reason
+        raise UserError(f"This picture {why}; give a JPEG, PNG or WEBP file of at most {MOST_BYTES >> 20} MiB.")
     return picture_uri(rgb(Image.open(io.BytesIO(photo.data))), PICTURE_SIZE)
 
 
