@@ -19,7 +19,7 @@ def address(workplace, tmp_path_factory):
 
 
 def opened(page, address, explorers=1):
-    """Go there and wait for the explorers. Voilà has left a page without its widgets once in a dozen loads; a person reloads then."""
+    """Go there and wait for the explorers. Voilà has left a page without its widgets once in about sixty loads; a person reloads then."""
     last = page.locator(".mkx-panel").nth(explorers - 1).locator(".mkx-tile").first
     page.goto(address)
     try:

@@ -14,7 +14,7 @@ import pytest
 from makelib.ablation import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.notebooks
+pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(1500)]  # its first test waits for all notebooks
 
 
 @pytest.fixture(scope="module")
