@@ -163,5 +163,16 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
     }
+
+
+def _processor() -> str:
+    """Name and generation. Another one adds up in another order, and a training ends elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
+    except (OSError, KeyError):  # not Linux, or not x86
+        return platform.processor() or platform.machine()

@@ -85,3 +85,4 @@ def test_provenance_says_what_ran():
     facts = provenance()
     assert facts["packages"]["torch"]
     assert {"git_commit", "dirty", "python", "device", "threads"} <= set(facts)
+    assert len(facts["processor"]) > 5
