@@ -227,8 +227,8 @@ class Catalog:
         for key in sorted({key for constraints in wanted for key in constraints}):
             if key in self.attributes:
                 have = self.attributes[key].cat
-                code = {value: code for code, value in enumerate(have.categories)}
-                asked = np.array([code.get(constraints.get(key), -2) for constraints in wanted])  # -1: not stated
+                asked = have.categories.get_indexer([constraints.get(key) for constraints in wanted])
+                asked[asked < 0] = -2  # meets nothing; -1 is the code of products that state nothing
                 relevance += asked[:, None] == have.codes.to_numpy()[product_rows][None, :]
         relevance /= np.maximum(counts, 1)[:, None]
         if (counts == 0).any():

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from makelib.catalog import rgb
+from makelib.catalog import opened, rgb
 from makelib.explain import Evidence, Variation
 from makelib.runtime import UserError
 from makelib.sources.photos import MOST_BYTES, inspect
@@ -80,7 +80,7 @@ def own_picture(source: bytes | Path) -> str:
     if photo.data is None:
         why = f"{photo.reason} ({photo.detail})" if photo.detail else photo.reason
         raise UserError(f"This picture {why}; give a JPEG, PNG or WEBP file of at most {MOST_BYTES >> 20} MiB.")
-    return picture_uri(rgb(Image.open(io.BytesIO(photo.data))), PICTURE_SIZE)
+    return picture_uri(rgb(opened(photo.data, PICTURE_SIZE)), PICTURE_SIZE)
 
 
 @functools.lru_cache(maxsize=8)

@@ -535,6 +535,30 @@ def test_a_newer_query_takes_over(explorer):
     assert explorer.history == ["red acme", "second"]
 
 
+def test_what_had_to_queue_and_was_overtaken_is_never_asked(explorer):
+    assert explorer.widget
+    going, shown, searched = threading.Event(), explorer.views.shown, []
+
+    def slowly(state):
+        searched.append(state.query)
+        assert state.query != "slow" or going.wait(20)
+        return shown(state)
+
+    explorer.views.shown = slowly
+
+    async def scene(until):
+        asyncio.get_running_loop().set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+        for query in ("slow", "second", "third"):
+            explorer.show(query=query)
+            await until(lambda: searched == ["slow"])
+            await asyncio.sleep(0)
+        going.set()
+        await until(lambda: "third" in explorer.line.value)
+
+    in_a_kernel(scene)
+    assert searched == ["slow", "third"]
+
+
 def test_typing_is_searched_when_no_key_follows_and_enter_at_once(explorer, monkeypatch):
     assert explorer.widget
     searched, shown = [], explorer.views.shown
@@ -556,7 +580,7 @@ def test_typing_is_searched_when_no_key_follows_and_enter_at_once(explorer, monk
     assert explorer.history == ["red acme", "blue acme"]
 
 
-def test_no_key_is_lost_between_two_threads(explorer, monkeypatch):
+def test_no_key_is_lost_between_two_threads(explorer):
     """JupyterLab hands the first key to the kernel's thread and the next to one of its own, where suggesting may take longer
     than the pause after which the first is searched."""
     assert explorer.widget
@@ -590,7 +614,7 @@ def test_no_key_is_lost_between_two_threads(explorer, monkeypatch):
     assert "blue acme" in explorer.line.value
 
 
-def test_what_is_typed_stays_when_something_else_is_drawn(explorer, monkeypatch):
+def test_what_is_typed_stays_when_something_else_is_drawn(explorer):
     assert explorer.widget
 
     async def scene(until):

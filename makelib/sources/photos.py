@@ -50,6 +50,9 @@ class Photo:
     detail: str = ""
 
 
+HEAVY = Photo(reason=f"is larger than {MOST_BYTES >> 20} MiB")
+
+
 class Photos:
     """The photographs that image cells name, read once and kept in a file of their own.
 
@@ -159,7 +162,7 @@ def locate(base: Path, cell: str) -> tuple[Path | Photo, int]:
                 if status.st_size == 0:
                     return Photo(reason="is an empty file"), 0
                 if status.st_size > MOST_BYTES:
-                    return Photo(reason=f"is larger than {MOST_BYTES >> 20} MiB"), 0
+                    return HEAVY, 0
                 return path, status.st_size
     except (OSError, ValueError) as error:  # names too long, loops of links, no permission
         return Photo(reason="cannot be opened", detail=type(error).__name__), 0
@@ -205,7 +208,7 @@ def inspect(source: Path | bytes) -> Photo:
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
         if len(data) > MOST_BYTES:
-            return Photo(reason=f"is larger than {MOST_BYTES >> 20} MiB")
+            return HEAVY
         image = Image.open(io.BytesIO(data), formats=_formats())
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")

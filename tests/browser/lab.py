@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import nbformat
+from explore import ROOT
 
 #: cells off screen stay in the page, and Lab asks nobody for news
 OVERRIDES = {
@@ -19,9 +19,6 @@ OVERRIDES = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def made(target):
