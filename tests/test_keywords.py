@@ -208,8 +208,13 @@ def test_keywords_of_the_generated_world_are_true_attribute_words(language, segm
     true, chance = [], []
     for row in np.flatnonzero(tables.clicks >= 5):
         attributes = catalog.attributes.iloc[row].dropna()
-        said = {word for key, value in attributes.items() for word in words(words_of[key][value][0])}
+        said = {
+            word
+            for key, value in attributes.items()
+            for sold in words_of[key][value][: 1 + (key in bazaar.EVERYDAY)]
+            for word in words(sold)
+        }
         true += [word in said for word, _ in keywords.words(row)]
         chance += [tables.vocabulary[column] in said for column in tables.titles[row].indices]
-    assert np.mean(true) > 0.8
+    assert np.mean(true) > 0.75
     assert np.mean(true) > np.mean(chance) + 0.25

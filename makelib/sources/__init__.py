@@ -28,7 +28,7 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
         from makelib.sources import bazaar
 
         world = settings_for(name, settings).bazaar
-        folder = Path(data) / f"bazaar-{fingerprint(dataclasses.asdict(world))}"
+        folder = Path(data) / f"bazaar-{fingerprint(bazaar.VERSION, dataclasses.asdict(world))}"
         return Catalog.open(folder) if folder.is_dir() else bazaar.generate(world, folder)
     if name.startswith("hub:"):
         from makelib.sources import hub

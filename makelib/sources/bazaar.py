@@ -1,9 +1,9 @@
 """The generated world `bazaar`: goods with titles and photographs, shoppers' queries and clicks, and the truth.
 
 It exists to make every claim of the method checkable (METHOD, "The embedded catalogue"), so it was fixed before any
-ablation ran and is not tuned afterwards; each constant says why it has its value. What words there are stands in
-`bazaar_words`, how goods look in `bazaar_pictures`; here it is settled who shows, says, asks for and clicks what.
-All of it is ours.
+ablation ran and is not tuned afterwards (`VERSION` counts the worlds that were); each constant says why it has its
+value. What words there are stands in `bazaar_words`, how goods look in `bazaar_pictures`; here it is settled who shows,
+says, asks for and clicks what. All of it is ours.
 
     goods --> photographs (what they show, how well)      queries = words for an intent (a set of constraints)
           --> titles (what they name, how truthfully)     clicks  = popular goods that meet it, and some that do not
@@ -15,6 +15,7 @@ import dataclasses
 import io
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,11 @@ from makelib.sources.bazaar_pictures import COLOURS, PATTERNS, SILHOUETTES, TYPE
 from makelib.sources.bazaar_words import vocabulary
 
 __all__ = ["ATTRIBUTE_KINDS", "CATEGORIES", "corrupt", "generate", "render", "stuff", "vocabulary"]
+
+
+#: which world this is; part of its folder's name and of `catalog.info`. 2: everyday words for kinds of goods, enough
+#: one-word queries to judge them apart, reliability of title and image measured alike
+VERSION = 2
 
 
 class Category(NamedTuple):
@@ -68,6 +74,7 @@ ATTRIBUTE_KINDS = {
 }  # fmt: skip
 VISUAL = tuple(key for key, kind in ATTRIBUTE_KINDS.items() if kind == "visual")
 TEXTUAL = tuple(key for key, kind in ATTRIBUTE_KINDS.items() if kind == "textual")
+ASKED = ("type", *VISUAL, *TEXTUAL)  #: a category is known from the type
 
 #: what becomes of photographs that do not show the product plainly, by the category's `led`. Image-led sellers take
 #: poor photographs of the right thing; title-led ones borrow pictures: `props` shows an image-led good with the product
@@ -89,6 +96,10 @@ HIDDEN = {
     "occlusion": {"type": 1.0, "colour": 1.0, "pattern": 1.0, "silhouette": 1.0},
 }
 
+#: share of sellers who write the everyday word for the kind of goods ("dress", "bag"), and of shoppers who type it
+EVERYDAY_SOLD, EVERYDAY_TYPED = 0.25, 0.4
+EVERYDAY = ("category", "type")  #: what has an everyday word, see `bazaar_words`
+
 #: share of titles that name a lot; a stuffed title looks like one of these
 RICH = 0.35
 #: chance that a title names a textual attribute, by `led`: sellers of title-led goods take more care; nothing is sure
@@ -109,11 +120,12 @@ STUFFED_DROPS = 0.4
 
 #: share of intents that ask for visual attributes: intent follows the modality that informs, but not always
 ASKS_VISUAL = {"image": 0.8, "title": 0.2}
-#: fewest and most products that meet an intent; below, nothing to rank, above, nothing to find. Only a type on its own
-#: may be met by more: one-word queries are broad, and people ask them.
+#: fewest and most products that meet an intent; below, nothing to rank, above, nothing to find. Only a type or category
+#: on its own may be met by more: one-word queries are broad, and people ask them.
 RELEVANT = (3, 80)
 TYPICAL_RELEVANT = 20  #: intents are drawn log-normally about this count, where the catalogue has such
-#: constraints besides the type or category: short queries, as people ask
+#: constraints besides the type or category: short queries, as people ask. 0: a type or category alone is asked first, all
+#: of them where this share of the intents has room
 EXTRA_CONSTRAINTS = {0: 0.08, 1: 0.52, 2: 0.40}
 BY_CATEGORY = 0.25  #: share of intents that want a category ("luggage by oakby"), not one type
 IMPLIED = 0.4  #: the word for the type may go where at least this share of what the other words fit is of that type
@@ -121,6 +133,10 @@ TERSE = 0.75  #: share of the queries of such an intent that may go without, so 
 STRINGS_PER_INTENT = 3  #: on average; paraphrases, kept in one split
 FILLER = 0.08  #: share of queries with a word such as "cheap"
 SPLIT = {"train": 0.7, "validation": 0.1, "test": 0.2}  #: shares of the intents
+#: intents of a type or category alone, of which there are few, are asked so many times as often as others, and
+#: shared out so: else too few one-word queries are left to be judged
+BRIEF = 4
+SPLIT_BRIEF = {"train": 0.35, "validation": 0.2, "test": 0.45}
 
 #: exponents of Zipf popularity; below 1, so that one query does not fill a batch
 ZIPF_PRODUCTS, ZIPF_QUERIES = 0.8, 0.7
@@ -133,9 +149,10 @@ def generate(settings: Bazaar, folder: Path | str) -> Catalog:
         `led`: "image" or "title", by category.
         `image_kind`: clean, blur, watermark, stock, props, placeholder or missing.
         `title_kind`: clean, stuffed or missing.
-        `image_reliability`: mean over type, colour, pattern and silhouette of (what the picture shows is true of the
-            product) x (share of it that is legible, see `HIDDEN`); 0 without a picture or with a placeholder.
-        `title_reliability`: share of the attribute words in the title that are true; 0 without a title.
+        `image_reliability`, `title_reliability`: how much of what shoppers may ask of the product (`ASKED`) the modality
+            tells, times how true that is, mean over the attributes, so that the two can be compared. A picture tells
+            what it shows of an attribute if that is the product's own, by the share that is legible (`HIDDEN`); a title
+            that names the attribute truthfully tells it by one in the number of values that it names. 0 where missing.
         `stuffed_words`: wrong words in the title. `duplicate_of`: the first listing's product_id, or None.
 
     The languages share everything but the words. `catalog.info["measured"]` holds what METHOD wants printed.
@@ -194,6 +211,7 @@ def generate(settings: Bazaar, folder: Path | str) -> Catalog:
     info = {
         "generated_queries": True,
         "source": "bazaar",
+        "version": VERSION,
         "settings": dataclasses.asdict(settings),
         "attribute_kinds": ATTRIBUTE_KINDS,
         "led": {name: category.led for name, category in CATEGORIES.items()},
@@ -412,20 +430,27 @@ def _titles(settings: Bazaar, goods: _Goods, rng: np.random.Generator) -> tuple[
     neutral = rng.permuted(np.tile(np.arange(10), (count, 1)), axis=1)
     fillers = np.stack([rng.integers(1, 5, count), rng.integers(1, 4, count) + 2 * rich], axis=1)
     shuffle = rng.random((count, 32))
+    everyday = rng.random(count) < EVERYDAY_SOLD
 
     titles, reliability, stuffed_words = [], np.zeros(count), np.zeros(count, np.int64)
     for row in range(count):
         if missing[row]:
             titles.append([])
             continue
-        words = [(key, int(goods[key][row]), 0) for key, named in names.items() if named[row]]
+        words = [
+            (key, int(goods[key][row]), int(everyday[row] and key in EVERYDAY))
+            for key, named in names.items()
+            if named[row]
+        ]
         true = len(words)
         for donor, key in zip(donors[row, : amount[row]], keys[row], strict=False):
             name = list(STUFFED_KEYS)[key]
             word = (name, int(goods[name][donor]), 0)
             if word[1] != goods[name][row] and word not in words:
                 words.append(word)
-        reliability[row], stuffed_words[row] = true / len(words), len(words) - true
+        stuffed_words[row] = len(words) - true
+        values = Counter(key for key, *_ in words)
+        reliability[row] = sum(1 / values[key] for key, *_ in words[:true] if key in ASKED) / len(ASKED)
         words += [("promo", int(code), 0) for code in promo[row, : fillers[row, 0]]]
         words += [("neutral", int(code), 0) for code in neutral[row, : fillers[row, 1]]]
         titles.append([words[position] for position in np.argsort(shuffle[row, : len(words)])])
@@ -487,7 +512,7 @@ def _photographs(settings: Bazaar, goods: _Goods, rng: np.random.Generator) -> t
             pixels[rows] = corrupt(pixels[rows], name, 0.5 * amount if name == "blur" else amount, seed=settings.seed)
             legible[rows] = 1 - amount * np.array([HIDDEN[name][key] for key in shown_keys])
     pixels[empty] = placeholder(size)
-    reliability = ((shown == own) * legible).mean(axis=1) * ~(missing | empty)
+    reliability = ((shown == own) * legible).sum(axis=1) / len(ASKED) * ~(missing | empty)
 
     encoded: list[dict | None] = []
     for row in range(count):
@@ -521,7 +546,13 @@ def _intents(settings: Bazaar, goods: _Goods, cold: np.ndarray, rng: np.random.G
     """
     wanted, weight, implied, image_led = _answerable(goods, cold)
     # a weighted order without replacement (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir")
-    order = np.argsort(-np.log(rng.random(len(weight))) / weight)
+    keys = -np.log(rng.random(len(weight))) / weight
+    needed = math.ceil(settings.queries / STRINGS_PER_INTENT)
+    brief = np.flatnonzero((wanted >= 0).sum(axis=1) == 1)
+    brief = brief[np.argsort(keys[brief])]
+    first = round(EXTRA_CONSTRAINTS[0] * needed)
+    keys[brief[:first]], keys[brief[first:]] = 0.0, np.inf
+    order = np.argsort(keys, kind="stable")
     wanted, implied, image_led = wanted[order], implied[order], image_led[order]
     # words without the type can stand for one intent only: the first drawn
     bare = np.where(np.isin(goods.keys, ("type", "category")), -1, wanted)
@@ -529,7 +560,6 @@ def _intents(settings: Bazaar, goods: _Goods, cold: np.ndarray, rng: np.random.G
     implied = np.isin(np.arange(len(implied)), first)
 
     # queries without a word for the type need enough intents that can do without it, from either kind as it has them
-    needed = math.ceil(settings.queries / STRINGS_PER_INTENT)
     terse = needed * min(1.0, settings.no_category / TERSE)
     chosen = []
     for kind, share in ((image_led, needed // 2), (~image_led, needed - needed // 2)):
@@ -550,8 +580,9 @@ def _intents(settings: Bazaar, goods: _Goods, cold: np.ndarray, rng: np.random.G
 
 
 def _answerable(goods: _Goods, cold: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All combinations of values that 3 to 80 products share: constraints int (n, attributes), how often shoppers want
-    them (n,), whether the other words imply the type or category, bool (n,), whether the goods are image-led (n,)."""
+    """All combinations of values that 3 to 80 products share, and each type and category: constraints int (n, attributes),
+    how often shoppers want them (n,), whether the other words imply the type or category, bool (n,), whether the goods
+    are image-led (n,)."""
 
     def combinations(keys: list[int]) -> np.ndarray:
         """A number for each product's combination of values, int (N,)."""
@@ -569,7 +600,7 @@ def _answerable(goods: _Goods, cold: np.ndarray) -> tuple[np.ndarray, np.ndarray
         )
         _, other, total = np.unique(combinations(others), return_inverse=True, return_counts=True)
         warm = np.bincount(label, weights=~cold)  # a training click needs somewhere to go
-        good = (met >= RELEVANT[0]) & ((met <= RELEVANT[1]) | (scope == "type" and not extra)) & (warm >= 2)
+        good = (met >= RELEVANT[0]) & ((met <= RELEVANT[1]) | (not extra)) & (warm >= 2)
         for led in ("image", "title"):
             part = good & (goods.image_led[example] == (led == "image"))
             wanted = np.full((part.sum(), len(goods.keys)), -1)
@@ -594,7 +625,7 @@ class _Queries:
     intent: np.ndarray
     split: np.ndarray
     terse: np.ndarray  # no word for type or category
-    synonym: np.ndarray  # at least one synonym
+    synonym: np.ndarray  # at least one synonym that no title uses
 
 
 def _queries(settings: Bazaar, goods: _Goods, intents: _Intents, rng: np.random.Generator) -> _Queries:
@@ -602,7 +633,9 @@ def _queries(settings: Bazaar, goods: _Goods, intents: _Intents, rng: np.random.
     count = len(intents.wanted)
     synonyms = {key: [len(words) - 1 for words in table] for key, table in _Spoken("en").words.items()}
     # how each string is to be asked is settled before its words, so that rejected repetitions do not shift the shares
-    asks = np.concatenate([np.arange(count), rng.integers(0, count, settings.queries - count)])
+    brief = (intents.wanted >= 0).sum(axis=1) == 1
+    often = np.where(brief, BRIEF, 1) / np.where(brief, BRIEF, 1).sum()
+    asks = np.concatenate([np.arange(count), rng.choice(count, settings.queries - count, p=often)])
     synonym = rng.random(settings.queries) < settings.synonyms
     filler = rng.random(settings.queries) < FILLER
     able = intents.implied[asks]
@@ -631,10 +664,11 @@ def _queries(settings: Bazaar, goods: _Goods, intents: _Intents, rng: np.random.
         kept.append(words)
     order = np.argsort(asks, kind="stable")  # paraphrases side by side
     used = np.unique(asks)
-    ends = np.round(np.cumsum(list(SPLIT.values())) * len(used)).astype(int)[:-1]
     split_of = np.zeros(count, np.int64)
-    for number, part in enumerate(np.split(rng.permutation(used), ends)):
-        split_of[part] = number
+    for members, shares in ((used[~brief[used]], SPLIT), (used[brief[used]], SPLIT_BRIEF)):
+        ends = np.round(np.cumsum(list(shares.values())) * len(members)).astype(int)[:-1]
+        for number, part in enumerate(np.split(rng.permutation(members), ends)):
+            split_of[part] = number
     return _Queries([kept[slot] for slot in order], asks[order], split_of[asks[order]], terse[order], synonym[order])
 
 
@@ -654,9 +688,11 @@ def _ask(
         picked = rng.random(len(words)) < 0.5
         picked[rng.integers(0, len(words))] = True
         words = [
-            (key, code, int(rng.integers(1, synonyms[key][code] + 1))) if other else (key, code, 0)
+            (key, code, int(rng.integers(1 + (key in EVERYDAY), synonyms[key][code] + 1))) if other else (key, code, 0)
             for other, (key, code, _) in zip(picked, words, strict=True)
         ]
+    everyday = rng.random() < EVERYDAY_TYPED
+    words = [(key, code, int(not which and key in EVERYDAY and everyday) or which) for key, code, which in words]
     if filler:
         words = [("filler", int(rng.integers(0, 3)), 0), *words]
     if rng.random() < 0.3:
@@ -736,6 +772,12 @@ def _measure(
         "words_per_query": float(np.mean([len(words) for words in queries.words])),
         "queries_without_category_word": float(queries.terse.mean()),
         "queries_with_synonym": float(queries.synonym.mean()),
+        "one_word_queries": {
+            name: sum(
+                len(words) == 1 for words, part in zip(queries.words, queries.split, strict=True) if part == number
+            )
+            for number, name in enumerate(SPLIT)
+        },
         "visual_constraints": {"image": visual_share(image_led), "title": visual_share(~image_led)},
         "titles_naming": {
             key: float(

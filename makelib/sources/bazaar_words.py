@@ -1,65 +1,67 @@
 """The words of the generated world `bazaar`, English and Chinese side by side: data only, `bazaar` says who uses which.
 
 Every row reads `value and English word | Chinese word | English synonyms | Chinese synonyms`. Sellers know the first
-two columns only, shoppers all of them; so a synonym stands in no title. Brands are invented, their "synonyms" slips.
+two columns only, shoppers all of them; so a synonym stands in no title. Kinds of goods (`category`, `type`) also have an
+everyday word, the first in the synonyms' column, that shoppers type and some sellers write: "dress", "bag", "shoe".
+Brands are invented, their "synonyms" slips.
 """
 
 from __future__ import annotations
 
 TABLES = {
     "category": """
-        dresses    | 裙装     | womenswear        | 女装
-        shirts     | 上衣     | tops              | 衣裳
-        shoes      | 鞋履     | footwear          | 鞋袜
-        bags       | 箱包     | luggage           | 行李
-        rugs       | 软垫     | carpeting         | 铺物
-        curtains   | 窗饰     | drapery           | 软装
-        chargers   | 充电配件 | charging          | 供电
-        batteries  | 电力照明 | lighting          | 应急
-        kettles    | 水具     | teaware           | 茶具
-        headphones | 音频     | audio             | 听音
-        vitamins   | 保健品   | supplements       | 补剂
-        pens       | 文具     | stationery        | 书写
+        dresses    | 裙装 | dress womenswear            | 裙子 女装
+        shirts     | 上衣 | shirt tops                  | 衣服 衣裳
+        shoes      | 鞋履 | shoe footwear               | 鞋子 鞋袜
+        bags       | 箱包 | bag luggage                 | 包包 行李
+        rugs       | 软垫 | mat carpeting               | 垫子 铺物
+        curtains   | 窗饰 | window drapery              | 窗户 软装
+        chargers   | 充电配件 | power charging              | 充电 供电
+        batteries  | 电力照明 | light lighting              | 照亮 应急
+        kettles    | 水具 | kitchen teaware             | 厨房 茶具
+        headphones | 音频 | sound audio                 | 声音 听音
+        vitamins   | 保健品 | vitamin supplements         | 维生素 补剂
+        pens       | 文具 | writing stationery          | 写字 书写
     """,
     "type": """
-        sundress   | 连衣裙   | frock             | 洋装
-        gown       | 晚礼服   | robe              | 长袍
-        skirt      | 半身裙   | kilt              | 百褶
-        tshirt     | T恤      | tee               | 汗衫
-        sweater    | 毛衣     | jumper pullover   | 套头衫 线衫
-        hoodie     | 卫衣     | sweatshirt        | 连帽衫
-        vest       | 马甲     | waistcoat gilet   | 背心 坎肩
-        sneakers   | 运动鞋   | trainers          | 球鞋
-        boots      | 靴子     | wellies           | 高筒
-        sandals    | 凉鞋     | slides            | 拖鞋
-        heels      | 高跟鞋   | pumps stilettos   | 细跟 尖头
-        handbag    | 手提包   | purse             | 坤包
-        backpack   | 双肩包   | rucksack          | 书包
-        tote       | 托特包   | shopper           | 购物袋
-        rug        | 地毯     | carpet            | 毡子
-        doormat    | 门垫     | entry-mat         | 蹭脚
-        cushion    | 靠垫     | pillow            | 抱枕
-        curtain    | 窗帘     | drape             | 帷幔
-        blind      | 百叶窗   | shutter           | 卷帘
-        lampshade  | 台灯     | lamp              | 灯罩
-        charger    | 充电器   | adapter           | 插头
-        powerbank  | 充电宝   | power-pack        | 移动电源
-        cable      | 数据线   | cord lead         | 连接绳 线缆
-        battery    | 干电池   | accumulator       | 蓄能
-        flashlight | 手电筒   | torch             | 强光
-        lantern    | 露营灯   | camp-light        | 马灯
-        kettle     | 烧水壶   | boiler            | 煮水器
-        teapot     | 茶壶     | brewer            | 泡茶
-        mug        | 马克杯   | cup beaker        | 杯子 茶盏
-        headset    | 头戴耳机 | cans              | 耳罩
-        earbuds    | 入耳式   | earpieces         | 耳塞
-        speaker    | 音箱     | boombox           | 扬声器
-        tablets    | 片剂     | pills             | 药丸
-        powder     | 冲剂     | shake             | 粉末
-        drops      | 滴剂     | tincture          | 口服液
-        pen        | 钢笔     | ballpoint         | 圆珠笔
-        marker     | 记号笔   | highlighter       | 荧光笔
-        pencil     | 铅笔     | crayon            | 蜡笔
+        sundress   | 连衣裙 | summerdress frock           | 夏裙 洋装
+        gown       | 晚礼服 | ballgown robe               | 礼裙 长袍
+        skirt      | 半身裙 | miniskirt kilt              | 短裙 百褶
+        tshirt     | T恤 | t-shirt tee                 | 短袖 汗衫
+        sweater    | 毛衣 | knit jumper pullover        | 毛线 套头衫 线衫
+        hoodie     | 卫衣 | hoody sweatshirt            | 帽衫 连帽衫
+        vest       | 马甲 | bodywarmer waistcoat gilet  | 背褂 背心 坎肩
+        sneakers   | 运动鞋 | runners trainers            | 跑鞋 球鞋
+        boots      | 靴子 | boot wellies                | 皮靴 高筒
+        sandals    | 凉鞋 | flipflops slides            | 凉拖 拖鞋
+        heels      | 高跟鞋 | heel pumps stilettos        | 高跟 细跟 尖头
+        handbag    | 手提包 | clutch purse                | 手包 坤包
+        backpack   | 双肩包 | daypack rucksack            | 背包 书包
+        tote       | 托特包 | carryall shopper            | 大包 购物袋
+        rug        | 地毯 | runner carpet               | 毯子 毡子
+        doormat    | 门垫 | footmat entry-mat           | 脚垫 蹭脚
+        cushion    | 靠垫 | bolster pillow              | 枕垫 抱枕
+        curtain    | 窗帘 | sheers drape                | 帘子 帷幔
+        blind      | 百叶窗 | blinds shutter              | 百叶 卷帘
+        lampshade  | 台灯 | shade lamp                  | 罩灯 灯罩
+        charger    | 充电器 | plug adapter                | 快充 插头
+        powerbank  | 充电宝 | battery-pack power-pack     | 充电仓 移动电源
+        cable      | 数据线 | wire cord lead              | 电线 连接绳 线缆
+        battery    | 干电池 | cell accumulator            | 电池 蓄能
+        flashlight | 手电筒 | spotlight torch             | 手电 强光
+        lantern    | 露营灯 | nightlight camp-light       | 提灯 马灯
+        kettle     | 烧水壶 | waterboiler boiler          | 水壶 煮水器
+        teapot     | 茶壶 | pot brewer                  | 泡壶 泡茶
+        mug        | 马克杯 | mugs cup beaker             | 水杯 杯子 茶盏
+        headset    | 头戴耳机 | headphone cans              | 耳机 耳罩
+        earbuds    | 入耳式 | buds earpieces              | 耳豆 耳塞
+        speaker    | 音箱 | speakers boombox            | 音响 扬声器
+        tablets    | 片剂 | capsules pills              | 胶囊 药丸
+        powder     | 冲剂 | mix shake                   | 粉剂 粉末
+        drops      | 滴剂 | syrup tincture              | 糖浆 口服液
+        pen        | 钢笔 | biro ballpoint              | 签字笔 圆珠笔
+        marker     | 记号笔 | felt-tip highlighter        | 彩笔 荧光笔
+        pencil     | 铅笔 | pencils crayon              | 画笔 蜡笔
     """,
     "colour": """
         red        | 红色     | crimson scarlet   | 绯红 朱砂
@@ -181,7 +183,8 @@ TABLES = {
 
 
 def vocabulary(language: str = "en") -> dict[str, dict[str, tuple[str, ...]]]:
-    """Kind of word -> value -> (the word that titles use, then the synonyms that only shoppers use)."""
+    """Kind of word -> value -> (the word that titles use, then, for `category` and `type`, the everyday word that some of
+    them use, then the synonyms that only shoppers use)."""
     column = {"en": 0, "zh": 1}[language]
     words: dict[str, dict[str, tuple[str, ...]]] = {}
     for kind, table in TABLES.items():
