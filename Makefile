@@ -36,7 +36,7 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks --ServerApp.$(UPLOADS)
 
 explore: $(STAMP)
-	JUPYTER_PATH="$(CURDIR)/makelib/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
+	JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
 	  --Voila.$(UPLOADS) notebooks/05_query_explorer.ipynb
 
 reproduce: $(STAMP)

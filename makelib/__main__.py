@@ -24,19 +24,22 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 
 
 def data_bazaar(given: Namespace) -> None:
+    from makelib.data.sources import open_catalog
+    from makelib.data.sources.bazaar import world
     from makelib.settings import preset
-    from makelib.sources import bazaar, open_catalog
 
     settings = preset(given.preset).replace(**overrides(given.set))
     _check_out(given.out)
-    catalog = bazaar.generate(settings.bazaar, given.out) if given.out else open_catalog("bazaar", settings)
+    catalog = world.generate(settings.bazaar, given.out) if given.out else open_catalog("bazaar", settings)
     print(
         f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries, {len(catalog.interactions)} clicks"
     )
 
 
 def data_import(given: Namespace) -> None:
-    from makelib.sources import files
+    from makelib.data.sources.files.health import health_report
+    from makelib.data.sources.files.importer import import_catalog
+    from makelib.data.sources.files.options import read_options
 
     columns = dict(_pair(text, "--map", "title=name") for text in given.map)
     names = (
@@ -45,26 +48,28 @@ def data_import(given: Namespace) -> None:
     )  # fmt: skip
     if not given.folder.is_dir():
         raise UserError(f"There is no folder {given.folder}.")
-    options = files.read_options(
+    options = read_options(
         given.folder, columns=columns or None, **{name: getattr(given, name) for name in names}
     )  # fmt: skip
-    catalog = files.import_catalog(given.folder, given.out or Path("data") / given.folder.resolve().name, options)
-    print(_imported(catalog, files.health_report(catalog)))
+    catalog = import_catalog(given.folder, given.out or Path("data") / given.folder.resolve().name, options)
+    print(_imported(catalog, health_report(catalog)))
 
 
 def data_hub(given: Namespace) -> None:
+    from makelib.data.sources import hub
+    from makelib.data.sources.files.health import health_report
     from makelib.settings import preset
-    from makelib.sources import files, hub
 
     settings = preset(given.preset).replace(**overrides(given.set)).files
     stated = {key: getattr(given, key) for key in ("limit", "seed") if getattr(given, key) is not None}
     _check_out(given.out)
     catalog = hub.open_set(given.name.removeprefix("hub:"), dataclasses.replace(settings, **stated), out=given.out)
-    print(_imported(catalog, files.health_report(catalog)))
+    print(_imported(catalog, health_report(catalog)))
 
 
 def train(given: Namespace) -> None:
-    from makelib.ablation import STUDIES, Experiment
+    from makelib.study.experiment import Experiment
+    from makelib.study.studies import STUDIES
 
     study = next((study for study, variants in STUDIES.items() if given.variant in variants), None)
     if study is None:
@@ -77,10 +82,10 @@ def train(given: Namespace) -> None:
 
 
 def index(given: Namespace) -> None:
-    from makelib.ablation import find_model
-    from makelib.index import ProductIndex
-    from makelib.retriever import Retriever
+    from makelib.search.index import ProductIndex
+    from makelib.search.retriever import Retriever
     from makelib.settings import read_yaml, write_yaml
+    from makelib.study.experiment import find_model
 
     folder = find_model(given.run, given.variant)
     retriever, settings = (
@@ -101,8 +106,8 @@ def index(given: Namespace) -> None:
 
 
 def search(given: Namespace) -> None:
-    from makelib.ablation import find_model
-    from makelib.retriever import Retriever
+    from makelib.search.retriever import Retriever
+    from makelib.study.experiment import find_model
 
     if not given.query.strip():
         raise UserError('The query is empty; write some words, such as "red striped dress".')
@@ -113,20 +118,23 @@ def search(given: Namespace) -> None:
 def evaluate(given: Namespace) -> None:
     import pandas as pd
 
-    from makelib import evaluation
-    from makelib.ablation import find_model, queries_of
-    from makelib.retriever import Retriever
+    from makelib.search.retriever import Retriever
     from makelib.settings import read_yaml
+    from makelib.study import metrics
+    from makelib.study.arms import queries_of
+    from makelib.study.experiment import find_model
+    from makelib.study.statistics import interval
+    from makelib.study.trec import export_trec
 
     folder = find_model(given.run, given.variant)
     retriever, settings = Retriever.open(folder), read_yaml(folder / "settings.yaml")
     catalog, judged = retriever.catalog, queries_of(retriever.catalog, settings)
     queries = retriever.model.encode_queries(catalog.queries["query"].iloc[judged].tolist())
     rows, scores = retriever.index.search(queries, max(settings.evaluation.cutoffs))
-    table = evaluation.evaluate(catalog, judged, rows, settings.evaluation)
+    table = metrics.evaluate(catalog, judged, rows, settings.evaluation)
     resamples, alpha = settings.evaluation.resamples, settings.evaluation.alpha
     means = {
-        metric: evaluation.interval(table[metric].to_numpy()[None], table["intent"], resamples, alpha=alpha)
+        metric: interval(table[metric].to_numpy()[None], table["intent"], resamples, alpha=alpha)
         for metric in table.columns
         if "@" in metric and not metric.endswith("ceiling")
     }
@@ -135,28 +143,28 @@ def evaluate(given: Namespace) -> None:
     print("fractions, with their interval over queries\n")
     print(_table(pd.DataFrame(means, ["mean", "low", "high"]).T))
     if given.trec:
-        evaluation.export_trec(catalog, judged, rows, scores, given.trec, retriever.name.replace(" ", "_"))
+        export_trec(catalog, judged, rows, scores, given.trec, retriever.name.replace(" ", "_"))
         print(f"\nTREC files: {given.trec}")
 
 
 def ablate(given: Namespace) -> None:
-    from makelib import evaluation
-    from makelib.ablation import Experiment
+    from makelib.study.experiment import Experiment
+    from makelib.study.statistics import significance_table
 
     experiment = Experiment.open(_run(given), given.preset, given.catalog, given.seeds, overrides(given.set))
-    table = evaluation.significance_table(experiment.study(given.study), ["Rel@10", "HitRate@100"])
+    table = significance_table(experiment.study(given.study), ["Rel@10", "HitRate@100"])
     print(f"{_table(table)}\n\n{table.attrs['legend']}")
 
 
 def reproduce(given: Namespace) -> int:
-    from makelib import reports
+    from makelib.workbook.reports import run
 
-    return reports.reproduce(given.preset, given.catalog, given.seeds, _run(given), overrides(given.set))
+    return run.reproduce(given.preset, given.catalog, given.seeds, _run(given), overrides(given.set))
 
 
 def bench(given: Namespace) -> None:
-    from makelib.bench import bench
     from makelib.settings import preset
+    from makelib.study.bench import bench
 
     table = bench(preset(given.preset).replace(**overrides(given.set)))
     print(f"{_table(table)}\n\n{table.attrs['legend']}")

@@ -25,6 +25,8 @@ from typing import Any
 import psutil
 import tqdm.auto
 
+#: what decides an arm's numbers; a change of figures or of an explorer trains nothing again
+CODE = ("data/*.py", "model/*.py", "search/index.py", "search/retriever.py", "study/metrics.py")
 PACKAGES = (
     "torch", "torchvision", "transformers", "timm", "datasets", "accelerate", "faiss-cpu", "ir-measures", "scipy",
     "scikit-learn", "bm25s", "numpy", "pandas", "matplotlib", "jupyterlab", "ipywidgets", "papermill", "nbconvert",
@@ -119,6 +121,13 @@ def fingerprint(*parts: Any) -> str:
         digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:12]
+
+
+def code_version() -> str:
+    """Fingerprint of the source of the modules that decide a trained model's numbers and its scores."""
+    package = Path(__file__).parent
+    files = (file for pattern in CODE for file in sorted(package.glob(pattern)))
+    return fingerprint(*(file.read_bytes() for file in files))
 
 
 def set_threads(threads: int | None = None) -> int:

@@ -23,7 +23,7 @@ Fusion = Literal["title", "image", "mean", "global", "joint", "gate", "adaptive"
 
 @dataclass(frozen=True)
 class Bazaar:
-    """The generated catalogue, see `makelib.sources.bazaar`."""
+    """The generated catalogue, see `makelib.data.sources.bazaar`."""
 
     products: int = 6000
     queries: int = 3000
@@ -48,8 +48,8 @@ class Bazaar:
 
 @dataclass(frozen=True)
 class Files:
-    """A folder of one's own products, see `makelib.sources.files`; `catalogue.yaml` in the folder outranks these.
-    Public data sets (`makelib.sources.hub`) are drawn and imported with the same numbers."""
+    """A folder of one's own products, see `makelib.data.sources.files`; `catalogue.yaml` in the folder outranks these.
+    Public data sets (`makelib.data.sources.hub`) are drawn and imported with the same numbers."""
 
     #: products drawn from the folder or public data set; 0 = all
     limit: int = 5000
@@ -63,7 +63,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokenizer and lengths, see `makelib.text`.
+    """Tokenizer and lengths, see `makelib.data.text`.
 
     Lengths are in tokens, special tokens included; a Han character is a token. Room that no text needs costs nothing.
     """
@@ -76,7 +76,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Model:
-    """The three encoders and their fusion, see `makelib.encoders`, `makelib.fusion`, `makelib.model`."""
+    """The three encoders and their fusion, see `makelib.model.encoders`, `makelib.model.fusion`, `makelib.model`."""
 
     fusion: Fusion = "adaptive"
     #: retrieval width d
@@ -101,7 +101,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Keywords:
-    """Keyword Enhancement, see `makelib.keywords`."""
+    """Keyword Enhancement, see `makelib.model.keywords`."""
 
     extractor: Literal["tfidf", "salience"] = "salience"
     enrichment: bool = False
@@ -119,7 +119,7 @@ class Keywords:
 
 @dataclass(frozen=True)
 class Objectives:
-    """Weights of the training objectives, see `makelib.losses`; 0 = not computed."""
+    """Weights of the training objectives, see `makelib.model.losses`; 0 = not computed."""
 
     query_product: float = 1.0
     title_image: float = 0.1
@@ -139,7 +139,7 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Training:
-    """The loop, see `makelib.training`. One step is one batch of `batch_size` clicked (query, product) pairs per process."""
+    """The loop, see `makelib.model.training`. One step is one batch of `batch_size` clicked (query, product) pairs per process."""
 
     steps: int = 240
     batch_size: int = 256
@@ -170,7 +170,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Index:
-    """Search, see `makelib.index`."""
+    """Search, see `makelib.search.index`."""
 
     kind: Literal["exact", "hnsw", "ivf"] = "exact"
     hnsw_links: int = 32
@@ -181,7 +181,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How retrieval is judged, see `makelib.evaluation`."""
+    """How retrieval is judged, see `makelib.study.metrics`."""
 
     cutoffs: tuple[int, ...] = (10, 50, 100)
     validation_queries: int = 300
@@ -192,7 +192,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Which variants run, see `makelib.ablation`."""
+    """Which variants run, see `makelib.study.experiment`."""
 
     fusions: tuple[str, ...] = ("title", "mean", "global", "joint", "adaptive")
     keywords: tuple[str, ...] = ("none", "enrichment", "false_negatives", "both")

@@ -5,8 +5,8 @@ import sys
 import pandas as pd
 import pytest
 
-from makelib import text
-from makelib.catalog import write_catalog
+from makelib.data import text
+from makelib.data.tables import write_catalog
 
 pytest.register_assert_rewrite("explore")  # what the browser tests share
 

@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from makelib.catalog import write_catalog
-from makelib.model import MakeModel
-from makelib.retriever import Retriever
+from makelib.data.tables import write_catalog
+from makelib.data.text import train_tokenizer
+from makelib.model.make import MakeModel
+from makelib.search.retriever import Retriever
 from makelib.settings import Model, Objectives, Text
-from makelib.text import train_tokenizer
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",

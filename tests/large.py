@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from makelib.catalog import PRODUCTS, Catalog
-from makelib.index import ProductIndex
-from makelib.model import MakeModel, ProductVectors
-from makelib.retriever import Retriever
+from makelib.data.catalog import PRODUCTS, Catalog
+from makelib.data.text import train_tokenizer
+from makelib.model.make import MakeModel, ProductVectors
+from makelib.search.index import ProductIndex
+from makelib.search.retriever import Retriever
 from makelib.settings import Model, Objectives, Text
-from makelib.text import train_tokenizer
 
 WORDS = [
     "red",

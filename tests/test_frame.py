@@ -152,7 +152,7 @@ class TestNotebook:
         assert len({cell["id"] for cell in cells}) == len(cells)
 
     def test_can_be_run_by_the_report_runner(self, path):
-        from makelib import reports
+        from makelib.workbook.reports import run as reports
 
         reports._check_parameters(path)
         assert papermill.inspect_notebook(str(path))["preset"]["default"].strip("'\"") in ("smoke", "quick", "full")
@@ -165,7 +165,7 @@ class TestNotebook:
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")
 def test_notebooks_are_numbered_and_their_needs_run_before_them():
-    from makelib import reports
+    from makelib.workbook.reports import run as reports
 
     names = [notebook.name for notebook in reports._plan(ROOT / "notebooks")]
     assert [name[:2] for name in names] == [f"{number:02}" for number in range(1, len(names) + 1)]

@@ -112,14 +112,15 @@ def test_a_run_is_named_after_preset_and_catalogue(preset, catalog, run, folder)
 
 
 def test_search_prints_json_without_nan(monkeypatch, capsys):
-    from makelib import ablation, retriever
+    from makelib.search import retriever
+    from makelib.study import experiment
 
     class Fake:
         def search(self, query, k):
             table = pd.DataFrame({"rank": np.arange(1, k + 1), "row": 0, "product_id": "p0", "title": f'"{query}" été'})
             return table.assign(score=0.5, score_title=np.nan)
 
-    monkeypatch.setattr(ablation, "find_model", lambda run, variant: (run, variant))
+    monkeypatch.setattr(experiment, "find_model", lambda run, variant: (run, variant))
     monkeypatch.setattr(retriever.Retriever, "open", lambda folder: Fake() if folder == ("quick", "mean") else None)
     assert cli.main(["search", "red dress", "--run", "quick", "--variant", "mean", "-k", "2", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -130,10 +131,10 @@ def test_search_prints_json_without_nan(monkeypatch, capsys):
 
 
 def test_reproduce_hands_its_words_on_and_returns_the_exit_code(monkeypatch):
-    from makelib import reports
+    from makelib.workbook.reports import run
 
     given = []
-    monkeypatch.setattr(reports, "reproduce", lambda *words: given.append(words) or 1)
+    monkeypatch.setattr(run, "reproduce", lambda *words: given.append(words) or 1)
     assert cli.main(["reproduce", "--preset", "smoke", "--seeds", "2", "--set", "training.steps=9"]) == 1
     ((preset, catalog, seeds, out, overrides),) = given
     assert (preset, catalog, seeds, str(out), overrides) == (
@@ -175,7 +176,7 @@ def test_import_maps_columns(tmp_path, monkeypatch, capsys):
     (tmp_path / "shop" / "products.csv").write_text("\n".join(lines))
     assert cli.main(["data", "import", "shop", "--map", "title=label", "--map", "category=type"]) == 0
     assert "data/shop: 400 products" in capsys.readouterr().out
-    from makelib.catalog import Catalog
+    from makelib.data.catalog import Catalog
 
     assert Catalog.open("data/shop").products["title"].tolist()[:2] == ["red cup", "red pan"]
     options = ["--map", "title=label", "--seed", "3", "--limit", "300", "--label-columns", "type", "colour"]
@@ -207,11 +208,12 @@ def test_strict_import_of_a_broken_row_is_exit_code_2(tmp_path, monkeypatch, cap
 
 
 def test_hub_hands_its_words_on_and_prints_the_health_report(tiny_catalog, monkeypatch, capsys):
-    from makelib.sources import files, hub
+    from makelib.data.sources import hub
+    from makelib.data.sources.files import health
 
     given = []
     monkeypatch.setattr(hub, "open_set", lambda *words, **named: given.append((words, named)) or tiny_catalog)
-    monkeypatch.setattr(files, "health_report", lambda catalog: f"health of {catalog.name}")
+    monkeypatch.setattr(health, "health_report", lambda catalog: f"health of {catalog.name}")
     words = ["data", "hub", "hub:esci+sqid", "--preset", "smoke", "--seed", "3", "--set", "files.clicks=9"]
     assert cli.main(words) == 0
     assert cli.main([*words, "--limit", "0", "--out", "nowhere"]) == 0

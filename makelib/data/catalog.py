@@ -8,11 +8,7 @@ Inside makelib a product or query is its *row* (int64 position in its table); id
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
 import json
-import shutil
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +17,16 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import scipy.sparse as sp
-from PIL import Image, ImageOps
+from PIL import Image
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
+from makelib.data.pictures import fit, opened, quiet, rgb
+from makelib.runtime import UserError, atomic_file, progress
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("click", "judgment")
-
 PRODUCTS = datasets.Features(
     {
         "product_id": datasets.Value("string"),
@@ -118,8 +112,8 @@ class Catalog:
         ids = loaded["interactions"].to_pandas()
         interactions = pd.DataFrame(
             {
-                "query": _rows_of(ids["query_id"], queries["query_id"], tables["interactions"]),
-                "product": _rows_of(ids["product_id"], products["product_id"], tables["interactions"]),
+                "query": rows_of(ids["query_id"], queries["query_id"], tables["interactions"]),
+                "product": rows_of(ids["product_id"], products["product_id"], tables["interactions"]),
                 "label": ids["label"].astype(np.float32),
                 "kind": ids["kind"],
             }
@@ -265,134 +259,6 @@ class Catalog:
         return hash((str(self.folder), self.fingerprint))
 
 
-def opened(content: bytes, size: int | None = None) -> Image.Image:
-    """An encoded photograph; where `size` pixels a side are needed, a large JPEG is decoded at a fraction of its size,
-    twice that or more, in a fraction of the time."""
-    image = Image.open(io.BytesIO(content))
-    if size is not None:
-        image.draft(None, (2 * size, 2 * size))
-    return image
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """An image as a person sees it: first frame, turned upright by its EXIF note, more than 8 bits brought to 8,
-    transparency on white, RGB.
-
-    Catalogues keep the original bytes of a photograph, so every reader goes through here.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which `convert` would cut off at 255
-        levels = np.asarray(image, dtype=np.float64)
-        white = (
-            1.0
-            if image.mode == "F" and levels.max(initial=0) <= 1
-            else 65535.0
-            if levels.max(initial=0) > 255
-            else 255.0
-        )
-        image = Image.fromarray((levels.clip(0, white) * (255 / white)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """An image fitted into a white square: uint8 (size, size, 3), aspect ratio kept."""
-    image = rgb(image)
-    scale = size / max(image.size)
-    inner = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
-    )  # fmt: skip
-    canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
-    return np.asarray(canvas)
-
-
-def write_catalog(
-    folder: Path,
-    *,
-    name: str,
-    products: datasets.Dataset | pd.DataFrame | Iterable[pa.Table],
-    queries: pd.DataFrame,
-    interactions: pd.DataFrame,
-    truth: pd.DataFrame | None = None,
-    info: dict[str, Any] | None = None,
-    extra_files: dict[str, str | Path] | None = None,
-) -> Catalog:
-    """Check the three tables and write them as a catalogue folder, whole or not at all; returns it opened.
-
-    Args:
-        products: columns of `PRODUCTS`; `image` as {"bytes": encoded file, "path": None} or None, `images` as a list of
-            such (further ones). `images` and `group` may be absent.
-            A stream of `pyarrow` tables with the schema `PRODUCTS.arrow_schema` is written table by table, so that a
-            catalogue of any size needs the memory of one.
-        queries: columns of `QUERIES`; `intent` may be absent (then each distinct set of constraints, or string, is one).
-        interactions: columns of `INTERACTIONS`.
-        truth: one row per product, in the same order.
-        info: JSON-able notes kept in `catalogue.json`; say `generated_queries`.
-        extra_files: further files to lay beside the tables, name to text or to a file that is copied.
-
-    Raises `UserError` for duplicate ids, an unknown split or kind, or an interaction that names an unknown id.
-    """
-    folder = Path(folder)
-    if isinstance(products, pd.DataFrame):
-        products = datasets.Dataset.from_dict(
-            {column: _cells(products[column]) if column in products else [None] * len(products) for column in PRODUCTS},
-            features=PRODUCTS,
-        )
-    queries = queries.copy()
-    if "constraints" not in queries:
-        queries["constraints"] = None
-    if "intent" not in queries:
-        queries["intent"] = [
-            json.dumps(constraints, sort_keys=True) if constraints else text.strip().lower()
-            for constraints, text in zip(queries["constraints"], queries["query"], strict=True)
-        ]
-    for table, column, allowed in ((queries, "split", SPLITS), (interactions, "kind", KINDS)):
-        unknown = set(table[column]) - set(allowed)
-        if unknown:
-            raise UserError(f"{column} {sorted(map(str, unknown))[0]!r} is unknown; use one of {', '.join(allowed)}.")
-    with atomic_folder(folder) as draft, _quiet():
-        if isinstance(products, datasets.Dataset):
-            products.to_parquet(draft / "products.parquet")
-        else:
-            with pq.ParquetWriter(draft / "products.parquet", PRODUCTS.arrow_schema) as writer:
-                for part in products:
-                    writer.write_table(part)
-        product_ids = pd.read_parquet(draft / "products.parquet", columns=["product_id"])["product_id"]
-        for ids, key in ((product_ids, "product_id"), (queries["query_id"], "query_id")):
-            if ids.duplicated().any():
-                raise UserError(
-                    f"{key} {ids[ids.duplicated()].iloc[0]!r} stands on more than one row; ids must be unique."
-                )
-        _rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
-        _rows_of(interactions["product_id"], product_ids, Path("interactions"))
-        datasets.Dataset.from_dict(
-            {column: _cells(queries[column]) for column in QUERIES}, features=QUERIES
-        ).to_parquet(draft / "queries.parquet")  # fmt: skip
-        datasets.Dataset.from_pandas(
-            interactions[list(INTERACTIONS)], features=INTERACTIONS, preserve_index=False
-        ).to_parquet(draft / "interactions.parquet")  # fmt: skip
-        if truth is not None:
-            truth.to_parquet(draft / "truth.parquet", index=False)
-        digests = []
-        for file in ("products", "queries", "interactions"):
-            with open(draft / f"{file}.parquet", "rb") as table:
-                digests.append(hashlib.file_digest(table, "sha256").hexdigest())
-        mark = fingerprint(*digests)
-        for file, content in (extra_files or {}).items():
-            if isinstance(content, Path):
-                shutil.copyfile(content, draft / file)
-            else:
-                (draft / file).write_text(content, encoding="utf-8")
-        (draft / "catalogue.json").write_text(
-            json.dumps({"generated_queries": False, **(info or {}), "name": name, "fingerprint": mark}, indent=2),
-            encoding="utf-8",
-        )
-    return Catalog.open(folder)
-
-
 def _attributes(products: datasets.Dataset) -> pd.DataFrame:
     """The column `attributes`, a JSON object or nothing per row, as one categorical column per key."""
     values: dict[str, dict[Any, int]] = {}
@@ -415,12 +281,12 @@ def _cells_of(table: datasets.Dataset, column: str) -> Iterator[Any]:
         yield from alone[start : start + 100][column].to_pylist()
 
 
-def _cells(column: pd.Series) -> list:
+def cells_of_column(column: pd.Series) -> list:
     """The cells of a column, None where pandas holds a NaN of its own (a string column would else read "nan")."""
     return column.astype(object).where(column.notna(), None).tolist()
 
 
-def _rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
+def rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
     rows = pd.Index(table_ids).get_indexer(pd.Index(ids))
     if (rows < 0).any():
         missing = ids.to_numpy()[rows < 0][0]
@@ -432,24 +298,10 @@ def _rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
 
 
 def _read(path: Path, cache: str) -> datasets.Dataset:
-    with _quiet():
+    with quiet():
         try:
             # read ahead, Arrow would hold all photographs of the file at once
             scan = ParquetFragmentScanOptions(pre_buffer=False)
             return datasets.Dataset.from_parquet(str(path), cache_dir=cache, fragment_scan_options=scan)
         except Exception as error:
             raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-
-
-class _quiet(warnings.catch_warnings):
-    """Keep the bars of `datasets` out of the terminal while tables of a few seconds are read or written."""
-
-    def __enter__(self) -> None:
-        self._bars = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        super().__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bars:
-            datasets.enable_progress_bars()
-        super().__exit__(*exception)

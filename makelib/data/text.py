@@ -1,6 +1,6 @@
 """Text to token ids and text to words: one tokenizer per catalogue, lossless in every script.
 
-Token ids feed the encoders; words (what a person would call one) feed `makelib.keywords` and lexical rules.
+Token ids feed the encoders; words (what a person would call one) feed `makelib.model.keywords` and lexical rules.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The three encoders: query, title and image, each from raw input to *states* of width D. Pooling and projection live here too;
-what joins the modalities is in `makelib.fusion`.
+what joins the modalities is in `makelib.model.fusion`.
 
 B batch, L tokens, P patches, D encoder width.
 """

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from makelib.encoders import mean_pool
+from makelib.model.encoders import mean_pool
 
 
 class Product(NamedTuple):

@@ -14,9 +14,9 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
-from makelib.catalog import Catalog
+from makelib.data.catalog import Catalog
+from makelib.data.text import words
 from makelib.settings import Keywords
-from makelib.text import words
 
 
 @dataclass(frozen=True)

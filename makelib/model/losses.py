@@ -1,6 +1,6 @@
 """The training objectives, pure functions on tensors: no module, no state, no data.
 
-`objectives` computes those with a weight and returns them by name; the sum is one line in `makelib.training`.
+`objectives` computes those with a weight and returns them by name; the sum is one line in `makelib.model.training`.
 None of the formulas below is quoted from the MAKE paper; they are ours, after the works that each names.
 
 B batch (rows are queries, columns are products), d retrieval width.

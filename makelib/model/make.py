@@ -22,11 +22,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from makelib.encoders import ImageEncoder, ImagePool, QueryEncoder, TitleEncoder, mean_pool, text_config
-from makelib.fusion import Product, make_fusion
+from makelib.data.text import encode
+from makelib.model.encoders import ImageEncoder, ImagePool, QueryEncoder, TitleEncoder, mean_pool, text_config
+from makelib.model.fusion import Product, make_fusion
 from makelib.runtime import UserError, fingerprint, progress
 from makelib.settings import FUSIONS, Model, Objectives, Text
-from makelib.text import encode
 
 transformers_logging.disable_progress_bar()  # a model of this size loads in milliseconds
 
@@ -209,7 +209,7 @@ class MakeModel(PreTrainedModel):
         return self.fusion(H_t, title_mask, H_v, u_t, u_v, present)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Features for `makelib.losses.objectives`; what is computed follows from what the batch and the heads hold.
+        """Features for `makelib.model.losses.objectives`; what is computed follows from what the batch and the heads hold.
 
         Always `q, p (B, d)`, `u_t, u_v (B, d)`, `w (B, 2)`, `scale`. With `enriched_*` in the batch: `q_plus (B, d)`.
         With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_logits (M, vocabulary)` at the masked

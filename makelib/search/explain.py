@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from makelib.catalog import Catalog
-from makelib.model import MakeModel, ProductVectors
-from makelib.retriever import Retriever
-from makelib.text import join, pieces
+from makelib.data.catalog import Catalog
+from makelib.data.text import join, pieces
+from makelib.model.make import MakeModel, ProductVectors
+from makelib.search.retriever import Retriever
 
 #: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
 MOST_WORDS = 48

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from makelib import settings as settings_module
-from makelib.catalog import Catalog
-from makelib.index import ProductIndex
-from makelib.model import MakeModel, ProductVectors
+from makelib.data.catalog import Catalog
+from makelib.model.make import MakeModel, ProductVectors
 from makelib.runtime import UserError, atomic_file
+from makelib.search.index import ProductIndex
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from makelib import evaluation
 from makelib import settings as settings_module
-from makelib.catalog import Catalog
-from makelib.index import ProductIndex
-from makelib.retriever import Retriever
+from makelib.data.catalog import Catalog
+from makelib.data.sources.bazaar.world import generate
+from makelib.data.sources.files.importer import import_folder
+from makelib.model.training import train
 from makelib.runtime import peak_memory_bytes, progress, set_threads
+from makelib.search.index import ProductIndex
+from makelib.search.retriever import Retriever
 from makelib.settings import Settings
-from makelib.sources import bazaar, files
-from makelib.training import train
+from makelib.study.metrics import evaluate
 
 #: single queries per latency
 QUERIES = 200
@@ -43,10 +44,10 @@ def bench(settings: Settings) -> pd.DataFrame:
 
     with tempfile.TemporaryDirectory() as folder:
         with timed("generate bazaar", settings.bazaar.products, "products"):
-            catalog = bazaar.generate(settings.bazaar, Path(folder) / "bazaar")
+            catalog = generate(settings.bazaar, Path(folder) / "bazaar")
         raw = _as_files(catalog, Path(folder) / "shop")
         with timed("import a folder", len(catalog), "products"):
-            files.import_folder(raw, Path(folder) / "imported", dataclasses.replace(settings.files, limit=0))
+            import_folder(raw, Path(folder) / "imported", dataclasses.replace(settings.files, limit=0))
         with timed("decode photographs", len(catalog), "images"):
             catalog.images(settings.model.image_size)
         with timed("train", settings.training.steps, "steps"):
@@ -138,6 +139,6 @@ def quality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) ->
             catalogue_fingerprint=catalog.fingerprint,
         )
         found, _ = index.search(asked, depth)
-        scores = evaluation.evaluate(catalog, query_rows, found, settings.evaluation)
+        scores = evaluate(catalog, query_rows, found, settings.evaluation)
         rows[kind] = scores[["Rel@10", "Recall@100", "HitRate@100", "nDCG@10"]].mean()
     return pd.DataFrame(rows).T.rename_axis("index")

@@ -13,7 +13,6 @@ import functools
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,98 +22,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from makelib import evaluation
-from makelib.catalog import Catalog
-from makelib.retriever import Retriever
-from makelib.runtime import UserError, atomic_file, fingerprint, progress, set_threads
-from makelib.settings import FUSIONS, Settings, from_dict, preset, read_yaml, to_dict, write_yaml
-from makelib.sources import open_catalog, settings_for
-from makelib.training import train, warm_up_images
-
-#: the modules that decide what an arm's numbers are; a change of figures or of the explorer does not train anything again
-CODE = (
-    "catalog",
-    "text",
-    "keywords",
-    "encoders",
-    "fusion",
-    "model",
-    "losses",
-    "training",
-    "index",
-    "retriever",
-    "evaluation",
-)
-
-#: study -> variant -> what it changes in the settings. Modal Adaptation is compared without Keyword Enhancement, and
-#: Keyword Enhancement on top of full Modal Adaptation, so `none` and `adaptive` are the same arm.
-STUDIES: dict[str, dict[str, dict[str, Any]]] = {
-    "modal_adaptation": {fusion: {"model.fusion": fusion} for fusion in FUSIONS},
-    "keyword_enhancement": {
-        "none": {},
-        "enrichment": {"keywords.enrichment": True},
-        "false_negatives": {"keywords.false_negatives": "rule"},
-        "both": {"keywords.enrichment": True, "keywords.false_negatives": "rule"},
-        "oracle": {"keywords.false_negatives": "oracle"},
-        "unique_queries": {"training.unique_queries": True},
-        "tfidf": {"keywords.enrichment": True, "keywords.extractor": "tfidf"},
-    },
-    "make": {
-        "title": {"model.fusion": "title"},
-        # what Keyword Enhancement does for titles alone: the control without which its gain would be booked on images
-        "title_keywords": {
-            "model.fusion": "title",
-            "keywords.enrichment": True,
-            "keywords.false_negatives": "rule",
-        },
-        "adaptive": {},
-        "full": {"keywords.enrichment": True, "keywords.false_negatives": "rule"},
-    },
-}
-
-#: (variant, reference) pairs of each study; the first of a variant is its default reference
-REFERENCES: dict[str, list[tuple[str, str]]] = {
-    "modal_adaptation": [
-        ("adaptive", "joint"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"), ("adaptive", "title"),
-        ("gate", "global"), ("gate", "mean"), ("global", "mean"), ("mean", "title"), ("joint", "title"), ("image", "title"),
-    ],
-    "keyword_enhancement": [
-        ("enrichment", "none"), ("false_negatives", "none"), ("both", "none"), ("oracle", "none"), ("unique_queries", "none"),
-        ("tfidf", "enrichment"),
-    ],
-    "make": [
-        ("full", "title"), ("full", "title_keywords"), ("full", "adaptive"), ("full", "bm25"),
-        ("title_keywords", "title"), ("adaptive", "title"), ("title", "bm25"),
-    ],
-}  # fmt: skip
-
-#: METHOD's planned comparisons, for which p values are adjusted by Holm: study, variant, reference
-PLANNED = (
-    ("modal_adaptation", "adaptive", "joint"),
-    ("modal_adaptation", "adaptive", "global"),
-    ("modal_adaptation", "adaptive", "mean"),
-    ("make", "full", "adaptive"),
-    ("make", "full", "title"),
-)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One variant of one study with one seed."""
-
-    study: str
-    variant: str
-    seed: int
-    settings: Settings
-    folder: Path
-
-    @property
-    def label(self) -> str:
-        return f"{self.variant}, seed {self.seed}"
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / "arm.json").is_file()
+from makelib.data.catalog import Catalog
+from makelib.data.sources import open_catalog, settings_for
+from makelib.model.warmup import warm_up_images
+from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
+from makelib.search.retriever import Retriever
+from makelib.settings import Settings, preset, read_yaml, to_dict, write_yaml
+from makelib.study.arms import Arm, queries_of, run_arm, start_worker, steps_of
+from makelib.study.baselines import bm25_run
+from makelib.study.metrics import evaluate
+from makelib.study.segments import segments
+from makelib.study.statistics import adjust, result_rows
+from makelib.study.studies import PLANNED, REFERENCES, STUDIES
 
 
 @dataclass(frozen=True)
@@ -139,7 +58,7 @@ class Experiment:
         Args:
             run: folder of the run, such as `reports/quick`.
             preset_name: `smoke`, `quick` or `full`.
-            catalog: see `makelib.sources.open_catalog`.
+            catalog: see `makelib.data.sources.open_catalog`.
             seeds: how many seeds; 0 takes the preset's.
             overrides: settings that differ from the preset, such as `{"training.steps": 100}`.
         """
@@ -241,7 +160,7 @@ class Experiment:
                 self.status("teaching the image encoder to see, once for all arms")
                 warm_up_images(self.catalog, settings)
         with concurrent.futures.ProcessPoolExecutor(
-            workers, context, initializer=_start_worker, initargs=(threads,)
+            workers, context, initializer=start_worker, initargs=(threads,)
         ) as pool:
             futures = {
                 pool.submit(
@@ -255,7 +174,7 @@ class Experiment:
                 for future in finished:
                     if error := future.exception():
                         failures[futures[future].label] = f"{type(error).__name__}: {error}"
-                taken = {arm.label: _steps_of(arm.folder) for arm in todo}
+                taken = {arm.label: steps_of(arm.folder) for arm in todo}
                 bar.update(sum(taken.values()) - bar.n)
                 done = len(todo) - len(pending)
                 running = ", ".join(
@@ -290,7 +209,7 @@ class Experiment:
 
     @functools.cached_property
     def segments(self) -> pd.DataFrame:
-        return evaluation.segments(self.catalog, self.test_rows)
+        return segments(self.catalog, self.test_rows)
 
     def per_query(self, study: str, variants: Iterable[str] | None = None) -> dict[str, dict[int, pd.DataFrame]]:
         """Per-query scores of test queries: variant -> seed -> table. Raises `UserError` that names arms that did not run."""
@@ -310,7 +229,7 @@ class Experiment:
         if study == "make":
             scores["bm25"] = dict.fromkeys(self.settings.seeds, self._bm25())
         references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
-        rows = evaluation.result_rows(study, scores, references, self.segments, self.settings.evaluation)
+        rows = result_rows(study, scores, references, self.segments, self.settings.evaluation)
         self._write(study, rows)
         return rows
 
@@ -322,7 +241,7 @@ class Experiment:
         }
         rows = [row for study in studies.values() for row in study]
         there = {(row["study"], row["variant"], row["reference"]) for row in rows}
-        evaluation.adjust(rows, [pair for pair in PLANNED if pair in there])
+        adjust(rows, [pair for pair in PLANNED if pair in there])
         for study, of_study in studies.items():
             self._write(study, of_study)
         return rows
@@ -333,8 +252,8 @@ class Experiment:
 
     def _bm25(self) -> pd.DataFrame:
         depth = min(max(*self.settings.evaluation.cutoffs, 10), len(self.catalog))
-        found, _ = evaluation.bm25_run(self.catalog, self.test_rows, depth)
-        return evaluation.evaluate(self.catalog, self.test_rows, found, self.settings.evaluation)
+        found, _ = bm25_run(self.catalog, self.test_rows, depth)
+        return evaluate(self.catalog, self.test_rows, found, self.settings.evaluation)
 
     def curves(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
         """Training curves of all done arms of a study, with columns `variant` and `seed`."""
@@ -354,61 +273,6 @@ class Experiment:
         ]
         table = pd.DataFrame(notes)[["variant", "parameters", "megaflops_per_product", "seconds"]]
         return table.groupby("variant", sort=False).mean()
-
-
-def queries_of(catalog: Catalog, settings: Settings, split: str = "test") -> np.ndarray:
-    """Rows of the queries of a split that are judged: all, or a fixed random choice of `evaluation.<split>_queries`."""
-    rows = catalog.query_rows(split)
-    wanted = getattr(settings.evaluation, f"{split}_queries")
-    return np.sort(np.random.default_rng(0).permutation(rows)[:wanted])
-
-
-def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder: str) -> None:
-    """Train, index and judge one arm in this process; `arm.json`, written last, says that it is done."""
-    began, settings, catalog, target = time.time(), from_dict(tree), Catalog.open(catalogue), Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_yaml(settings, target / "settings.yaml")
-    before = {"pretrain": 0, "finetune": settings.training.steps}
-
-    def on_step(stage: str, step: int, steps: int) -> None:
-        if step % 5 == 0 or step == steps:
-            (target / "steps").write_text(str(before[stage] + step))
-
-    model = train(catalog, settings, seed, target, on_step=on_step)
-    retriever = Retriever.build(label, model, catalog, settings.index)
-    retriever.save(target)
-    rows = queries_of(catalog, settings)
-    vectors = model.encode_queries(catalog.queries["query"].iloc[rows].tolist())
-    found, scores = retriever.index.search(vectors, max(settings.evaluation.cutoffs))
-    np.savez(target / "hits.npz", queries=rows, rows=found, scores=scores)
-    evaluation.evaluate(catalog, rows, found, settings.evaluation).to_parquet(target / "per_query.parquet", index=False)
-    note = {
-        "label": label,
-        "seed": seed,
-        "seconds": time.time() - began,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "megaflops_per_product": product_flops(model) / 1e6,
-    }
-    with atomic_file(target / "arm.json") as draft:
-        draft.write_text(json.dumps(note, indent=2), encoding="utf-8")
-    shutil.rmtree(target / "checkpoint", ignore_errors=True)
-
-
-def product_flops(model) -> float:
-    """Floating-point operations to encode one product with a title of 28 tokens, as torch counts them."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    L, size = 28, model.config.image_size
-    inputs = (
-        torch.zeros(1, L, dtype=torch.long),
-        torch.ones(1, L, dtype=torch.long),
-        torch.zeros(1, size, size, 3, dtype=torch.uint8),
-    )
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device))
-    return float(counter.get_total_flops())
 
 
 def find_model(run: Path | str, variant: str | None = None) -> Path:
@@ -435,21 +299,3 @@ def find_model(run: Path | str, variant: str | None = None) -> Path:
     raise UserError(
         f"There is no trained model under {run} or reports/{run}. Make one with `make reproduce` or `python -m makelib train`."
     )
-
-
-@functools.cache
-def code_version() -> str:
-    """Fingerprint of the source of the modules that decide an arm's numbers."""
-    return fingerprint(*(Path(__file__).with_name(f"{name}.py").read_bytes() for name in CODE))
-
-
-def _start_worker(threads: int) -> None:
-    os.environ["MAKELIB_HEADLESS"] = "1"
-    set_threads(threads)
-
-
-def _steps_of(folder: Path) -> int:
-    try:
-        return int((folder / "steps").read_text() or 0)
-    except (OSError, ValueError):
-        return 0

@@ -1,5 +1,5 @@
 """Questions put to a trained model: what do its modal weights follow, what happens when an image is spoiled or a title stuffed,
-what does it lose without one modality, and are masked negatives really false? Each returns a table; figures are in `makelib.plots`.
+what does it lose without one modality, and are masked negatives really false? Each returns a table; figures are in `makelib.workbook.plots`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from makelib import evaluation
-from makelib.catalog import Catalog
-from makelib.keywords import FalseNegatives, KeywordTable, WordTables, enrich
-from makelib.model import ProductVectors
-from makelib.retriever import Retriever
+from makelib.data.catalog import Catalog
+from makelib.data.sources.bazaar.world import corrupt
+from makelib.data.text import encode, join
+from makelib.data.text import words as words_of
+from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich
+from makelib.model.make import ProductVectors
 from makelib.runtime import progress
+from makelib.search.retriever import Retriever
 from makelib.settings import Settings
-from makelib.sources.bazaar import corrupt
-from makelib.text import encode, join
-from makelib.text import words as words_of
+from makelib.study.metrics import evaluate
 
 
 def modal_weights(retriever: Retriever) -> pd.DataFrame:
@@ -228,7 +228,7 @@ def _scores(
 ) -> pd.DataFrame:
     k = min(max(settings.evaluation.cutoffs), len(catalog))
     ranked = np.argsort(-(queries @ vectors.embedding.T), axis=1, kind="stable")[:, :k]
-    return evaluation.evaluate(catalog, query_rows, ranked, settings.evaluation)
+    return evaluate(catalog, query_rows, ranked, settings.evaluation)
 
 
 def _sample(retriever: Retriever, products: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -19,16 +19,19 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from makelib import evaluation, plots
-from makelib.ablation import PLANNED, Experiment
-from makelib.catalog import Catalog
-from makelib.explorer_html import picture_uri, text
-from makelib.keywords import EXTRACTORS, KeywordTable, WordTables
-from makelib.model import MakeModel
-from makelib.retriever import Retriever
+from makelib.data.catalog import Catalog
+from makelib.data.text import lacks_segmenter, words
+from makelib.model.keywords import EXTRACTORS, KeywordTable, WordTables
+from makelib.model.make import MakeModel
 from makelib.runtime import set_threads
+from makelib.search.retriever import Retriever
 from makelib.settings import Settings
-from makelib.text import lacks_segmenter, words
+from makelib.study.baselines import bm25_run
+from makelib.study.experiment import Experiment
+from makelib.study.metrics import evaluate
+from makelib.study.studies import PLANNED
+from makelib.workbook import plots
+from makelib.workbook.explorer.html import picture_uri, text
 
 METRICS = ["Rel@10", "Recall@100", "HitRate@100", "nDCG@10"]
 
@@ -170,10 +173,10 @@ def baselines(experiment: Experiment, retrievers: Mapping[str, Retriever]) -> pd
     catalog, rows, settings = experiment.catalog, experiment.test_rows, experiment.settings.evaluation
     depth = min(max(settings.cutoffs), len(catalog))
     texts = catalog.queries["query"].iloc[rows].tolist()
-    runs = {"BM25 on titles": evaluation.bm25_run(catalog, rows, depth)[0]}
+    runs = {"BM25 on titles": bm25_run(catalog, rows, depth)[0]}
     for name, retriever in retrievers.items():
         runs[name] = retriever.index.search(retriever.model.encode_queries(texts), depth)[0]
-    scores = {name: evaluation.evaluate(catalog, rows, run, settings) for name, run in runs.items()}
+    scores = {name: evaluate(catalog, rows, run, settings) for name, run in runs.items()}
     table = pd.DataFrame({name: table[METRICS].mean() for name, table in scores.items()}).T
     table.loc["ceiling"] = {"Rel@10": next(iter(scores.values()))["Rel@10 ceiling"].mean()}
     return table.assign(queries=len(rows), products=len(catalog)).style.format("{:.3f}", subset=METRICS, na_rep="–")
@@ -250,7 +253,7 @@ def cells(experiment: Experiment, variants: Mapping[str, str], study: str = "mak
     for name, variant in variants.items():
         retriever = experiment.retriever(variant, study=study)
         found, _ = retriever.index.search(retriever.model.encode_queries(texts), 100)
-        means[name] = evaluation.cells(catalog, rows, found).mean()
+        means[name] = cells(catalog, rows, found).mean()
     return pd.DataFrame(means).T.round(3)
 
 

@@ -11,8 +11,9 @@ import nbformat
 import pytest
 from hostile import hostile_catalog, untrained_retrievers
 
-from makelib.ablation import Experiment, run_arm
 from makelib.settings import to_dict
+from makelib.study.arms import run_arm
+from makelib.study.experiment import Experiment
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

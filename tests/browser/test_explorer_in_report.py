@@ -5,8 +5,8 @@ import nbformat
 import pytest
 from hostile import HOSTILE, hostile_catalog, untrained_retrievers
 
-from makelib import reports
-from makelib.explorer import QueryExplorer
+from makelib.workbook.explorer.widget import QueryExplorer
+from makelib.workbook.reports.offline import to_html
 
 pytestmark = pytest.mark.browser
 V4 = nbformat.v4
@@ -34,7 +34,7 @@ def pages(tmp_path_factory):
                 for show in shows
             ]
             nbformat.write(V4.new_notebook(cells=cells), out / f"{name}.ipynb")
-            reports.to_html(out / f"{name}.ipynb", out / f"{name}.html")
+            to_html(out / f"{name}.ipynb", out / f"{name}.html")
     return out
 
 

@@ -8,8 +8,9 @@ import nbformat
 import pytest
 from PIL import Image
 
-from makelib import reports
 from makelib.settings import preset, to_dict
+from makelib.workbook.reports.offline import to_html
+from makelib.workbook.reports.pages import Notebook, index_page
 
 pytestmark = pytest.mark.browser
 V4 = nbformat.v4
@@ -52,16 +53,16 @@ def report(tmp_path_factory):
         V4.new_output("error", ename="ZeroDivisionError", evalue="division", traceback=["Trace: \x1b[31mred"])
     ]
     nbformat.write(V4.new_notebook(cells=[failed]), out / "02_training.ipynb")
-    reports.to_html(out / "01_data.ipynb", out / "01_data.html")
-    reports.to_html(out / "02_training.ipynb", out / "02_training.html", "In [2] ZeroDivisionError: <i>division</i>")
+    to_html(out / "01_data.ipynb", out / "01_data.html")
+    to_html(out / "02_training.ipynb", out / "02_training.html", "In [2] ZeroDivisionError: <i>division</i>")
     row = {
         "study": "modal_adaptation", "variant": "adaptive", "metric": "Rel@10", "segment": "all", "per_seed": [0.5],
         "mean": 0.5, "interval": [0.4, 0.6], "reference": "joint", "difference": 0.1, "difference_interval": [0.0, 0.2],
         "p_value": 0.01, "p_value_holm": 0.02,
     }  # fmt: skip
     notebooks = {
-        "01_data": reports.Notebook(out / "01_data.ipynb", "Data", [], "ok", 3.0, "", "01_data.html"),
-        "02_training": reports.Notebook(out / "02_training.ipynb", "<T>", [], "failed", 3.0, "why", "02_training.html"),
+        "01_data": Notebook(out / "01_data.ipynb", "Data", [], "ok", 3.0, "", "01_data.html"),
+        "02_training": Notebook(out / "02_training.ipynb", "<T>", [], "failed", 3.0, "why", "02_training.html"),
     }
     summary = {
         "run": "try", "preset": "smoke", "settings": to_dict(preset("smoke")), "seeds": [0], "results": [row],
@@ -74,7 +75,7 @@ def report(tmp_path_factory):
         },
     }  # fmt: skip
     (out / "summary.json").write_text(json.dumps(summary))
-    (out / "index.html").write_text(reports.index_page(summary, out, notebooks), encoding="utf-8")
+    (out / "index.html").write_text(index_page(summary, out, notebooks), encoding="utf-8")
     return out
 
 

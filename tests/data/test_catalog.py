@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from makelib.catalog import Catalog, fit, opened, write_catalog
+from makelib.data.catalog import Catalog
+from makelib.data.pictures import fit, opened
+from makelib.data.tables import write_catalog
 from makelib.runtime import UserError
 
 
@@ -171,7 +173,7 @@ def test_opening_what_is_no_catalogue(tmp_path):
 
 def test_an_interrupted_cache_is_never_half(tmp_path, monkeypatch):
     catalog = write_catalog(tmp_path / "c", name="c", **tables())
-    monkeypatch.setattr("makelib.catalog.fit", lambda *a: 1 / 0)
+    monkeypatch.setattr("makelib.data.catalog.fit", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         catalog.images(8)
     monkeypatch.undo()

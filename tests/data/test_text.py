@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from makelib import text
-from makelib.text import encode, join, lacks_segmenter, pieces, train_tokenizer, word_starts, words
+from makelib.data import text
+from makelib.data.text import encode, join, lacks_segmenter, pieces, train_tokenizer, word_starts, words
 
 SAMPLES = [
     "Red Striped Dress",

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makelib.encoders import mean_pool
-from makelib.fusion import make_fusion, masked_softmax
+from makelib.model.encoders import mean_pool
+from makelib.model.fusion import make_fusion, masked_softmax
 from makelib.settings import FUSIONS
 
 B, L, P, D, d = 5, 7, 4, 16, 8

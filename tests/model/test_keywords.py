@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makelib.catalog import write_catalog
-from makelib.keywords import FalseNegatives, KeywordTable, WordTables, _masks, enrich
+from makelib.data.sources.bazaar import world as bazaar
+from makelib.data.tables import write_catalog
+from makelib.data.text import words
+from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, _masks, enrich
 from makelib.settings import Bazaar, Keywords
-from makelib.sources import bazaar
-from makelib.text import words
 
 PRODUCTS = [  # id, title, category, group
     ("a", "acme red dress cheap", "dress", None),

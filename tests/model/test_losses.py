@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makelib.losses import contrast, distillation, gate_entropy, info_nce, matching, objectives
+from makelib.model.losses import contrast, distillation, gate_entropy, info_nce, matching, objectives
 from makelib.settings import Keywords, Objectives
 
 

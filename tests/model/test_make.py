@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makelib.encoders import ImagePool
-from makelib.model import MakeModel, _hard_negatives, with_further
+from makelib.data.text import train_tokenizer
+from makelib.model.encoders import ImagePool
+from makelib.model.make import MakeModel, _hard_negatives, with_further
 from makelib.runtime import UserError
 from makelib.settings import FUSIONS, preset
-from makelib.text import train_tokenizer
 
 TITLES = ["red striped dress", "blue leather shoe", "", "steel kettle 2 l", "acme charger"]
 HEADS = {

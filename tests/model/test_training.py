@@ -15,20 +15,14 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from makelib.catalog import write_catalog
-from makelib.encoders import ImageEncoder, mean_pool
+from makelib.data.tables import write_catalog
+from makelib.model.batches import Batches, augment, drop_words, tokenizer_for
+from makelib.model.encoders import ImageEncoder, mean_pool
+from makelib.model.optim import learning_rate
+from makelib.model.training import train, validation_recall
+from makelib.model.warmup import warm_up_images
 from makelib.runtime import UserError
 from makelib.settings import preset
-from makelib.training import (
-    Batches,
-    augment,
-    drop_words,
-    learning_rate,
-    tokenizer_for,
-    train,
-    validation_recall,
-    warm_up_images,
-)
 
 COLOURS = {"red": (210, 30, 30), "blue": (30, 30, 210), "green": (30, 180, 30), "black": (20, 20, 20)}
 TYPES, BRANDS = ("dress", "shoe", "bag"), ("acme", "bolt", "core", "dyna")
@@ -113,8 +107,8 @@ def test_it_overfits_sixteen_triples(catalog, tmp_path):
     )
     model_settings = settings.replace(**{"training.learning_rate": 0.003})
     torch.manual_seed(0)
-    from makelib.losses import objectives
-    from makelib.model import MakeModel
+    from makelib.model.losses import objectives
+    from makelib.model.make import MakeModel
 
     tokenizer = tokenizer_for(catalog, settings)
     model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer).train()
@@ -240,7 +234,7 @@ def test_a_checkpoint_of_other_settings_is_refused(catalog, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(catalog, tmp_path, monkeypatch):
-    from makelib import training
+    from makelib.model import training
 
     def broken(*arguments, **options):
         return {"query_product": torch.tensor(float("nan"), requires_grad=True)}
@@ -378,8 +372,8 @@ def _rank(rank, port, folder, queue):
     """One of two processes: the gradient of the whole batch, from half a batch each."""
     import torch.distributed as distributed
 
-    from makelib.losses import contrast
-    from makelib.training import gather
+    from makelib.model.losses import contrast
+    from makelib.model.training import gather
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -409,7 +403,7 @@ def test_two_processes_have_the_gradient_of_one():
     together = torch.tensor(queue.get(timeout=120))
     for process in processes:
         process.join(timeout=60)
-    from makelib.losses import contrast
+    from makelib.model.losses import contrast
 
     torch.manual_seed(0)
     layer = torch.nn.Linear(6, 4, bias=False)

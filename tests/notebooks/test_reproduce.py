@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from makelib.ablation import Experiment
+from makelib.study.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(1500)]  # its first test waits for all notebooks

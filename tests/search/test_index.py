@@ -9,8 +9,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from makelib.index import ProductIndex
 from makelib.runtime import UserError
+from makelib.search.index import ProductIndex
 from makelib.settings import Index
 
 KINDS = ("exact", "hnsw", "ivf")

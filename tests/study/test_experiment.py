@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from makelib import ablation
-from makelib.ablation import PLANNED, REFERENCES, STUDIES, Experiment, find_model
-from makelib.notebook import where_missing
+from makelib.data.sources import open_catalog
 from makelib.runtime import UserError
 from makelib.settings import preset, read_yaml
-from makelib.sources import open_catalog
+from makelib.study import experiment as module
+from makelib.study.experiment import Experiment, find_model
+from makelib.study.studies import PLANNED, REFERENCES, STUDIES
+from makelib.workbook.notebook import where_missing
 
 TINY = {
     "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
@@ -67,7 +68,7 @@ def test_result_rows_follow_the_contract(experiment, rows):
 
 def test_a_second_run_computes_only_what_changed(experiment, rows, monkeypatch):
     began = []
-    monkeypatch.setattr(ablation.concurrent.futures, "ProcessPoolExecutor", lambda *a, **k: began.append(a) or 1 / 0)
+    monkeypatch.setattr(module.concurrent.futures, "ProcessPoolExecutor", lambda *a, **k: began.append(a) or 1 / 0)
     experiment.study("modal_adaptation")  # everything is there: no worker starts
     assert not began
     with pytest.raises(ZeroDivisionError):
@@ -85,7 +86,7 @@ def test_equal_arms_are_one_folder_and_every_change_another(experiment):
 
 def test_the_key_covers_the_code(experiment, monkeypatch):
     before = experiment.arm("modal_adaptation", "title", 0).folder
-    monkeypatch.setattr(ablation, "code_version", lambda: "other")
+    monkeypatch.setattr(module, "code_version", lambda: "other")
     assert experiment.arm("modal_adaptation", "title", 0).folder != before
 
 

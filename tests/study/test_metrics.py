@@ -18,27 +18,23 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from makelib import evaluation
-from makelib.catalog import Catalog
-from makelib.evaluation import (
+from makelib.data.catalog import Catalog
+from makelib.runtime import UserError
+from makelib.settings import Evaluation
+from makelib.study import metrics, statistics
+from makelib.study.baselines import behaviour_run, bm25_run
+from makelib.study.metrics import cells, evaluate, positives, recall_within
+from makelib.study.segments import segments
+from makelib.study.statistics import (
     MissingArms,
     adjust,
-    behaviour_run,
-    bm25_run,
-    cells,
-    evaluate,
-    export_trec,
     holm,
     interval,
     paired_difference,
-    positives,
-    recall_within,
     result_rows,
-    segments,
     significance_table,
 )
-from makelib.runtime import UserError
-from makelib.settings import Evaluation
+from makelib.study.trec import export_trec
 
 SHORT = Evaluation(cutoffs=(2, 3), resamples=200)
 
@@ -171,8 +167,8 @@ def test_a_few_queries_at_a_time_make_no_difference(monkeypatch):
     whole = evaluate(catalog, order, rows, SHORT)
     pairs = positives(catalog, order)
     monkeypatch.setattr(
-        evaluation,
-        "_relevance",
+        metrics,
+        "relevance_in_parts",
         lambda c, q: ((slice(i, i + 4), c.relevance(q[i : i + 4])) for i in range(0, len(q), 4)),
     )
     pd.testing.assert_frame_equal(evaluate(catalog, order, rows, SHORT), whole)
@@ -188,7 +184,7 @@ def test_large_catalogues_are_cut_into_chunks():
         def relevance(self, rows):
             return rows
 
-    parts = [(part.start, rows.tolist()) for part, rows in evaluation._relevance(Wide(), np.arange(7))]
+    parts = [(part.start, rows.tolist()) for part, rows in metrics.relevance_in_parts(Wide(), np.arange(7))]
     assert parts == [(0, [0, 1, 2]), (3, [3, 4, 5]), (6, [6])]
 
 
@@ -385,7 +381,7 @@ def test_p_values_are_uniform_without_an_effect_and_tiny_with_one():
     rng = np.random.default_rng(0)
     clusters = np.arange(120) // 2
     noise = rng.normal(size=(300, 1, 120))  # 300 experiments of one seed
-    p_values = evaluation._sign_flips(noise[..., None], clusters, 500, seed=0)[:, -1, 0]
+    p_values = statistics._sign_flips(noise[..., None], clusters, 500, seed=0)[:, -1, 0]
     assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
     a = rng.random((3, 120))
     clear = paired_difference(a + 0.05 + rng.normal(0, 0.02, (3, 120)), a, clusters, resamples=999)

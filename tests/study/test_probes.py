@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from makelib import notebook, plots, probes
-from makelib.catalog import write_catalog
-from makelib.model import MakeModel
-from makelib.retriever import Retriever
+from makelib.data.sources.bazaar.world import generate
+from makelib.data.tables import write_catalog
+from makelib.model.batches import tokenizer_for
+from makelib.model.make import MakeModel
+from makelib.search.retriever import Retriever
 from makelib.settings import preset
-from makelib.sources.bazaar import generate
-from makelib.training import tokenizer_for
+from makelib.study import probes
+from makelib.workbook import notebook, plots
 
 SETTINGS = preset("smoke").replace(
     **{

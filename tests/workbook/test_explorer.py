@@ -27,13 +27,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from makelib import explain, explorer_html
-from makelib.ablation import Experiment
-from makelib.catalog import fit, write_catalog
-from makelib.explorer import DEBOUNCE, QueryExplorer, State, Views, once, telling_queries
-from makelib.retriever import Retriever
+from makelib.data.pictures import fit
+from makelib.data.tables import write_catalog
 from makelib.runtime import UserError
+from makelib.search import explain
+from makelib.search.retriever import Retriever
 from makelib.settings import preset, write_yaml
+from makelib.study.experiment import Experiment
+from makelib.workbook.explorer import html as explorer_html
+from makelib.workbook.explorer.state import State
+from makelib.workbook.explorer.views import Views, once, telling_queries
+from makelib.workbook.explorer.widget import DEBOUNCE, QueryExplorer
 
 TAGS = {
     "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h4", "p", "b", "i", "small", "em", "bdi",
@@ -570,7 +574,7 @@ def test_typing_is_searched_when_no_key_follows_and_enter_at_once(explorer, monk
         await until(lambda: "blue" in explorer.line.value)
         assert searched == ["blue"]
         assert explorer.query.options == ("blue acme",)
-        monkeypatch.setattr("makelib.explorer.DEBOUNCE", 1000)
+        monkeypatch.setattr("makelib.workbook.explorer.widget.DEBOUNCE", 1000)
         explorer.query.value = "blue acme"
         explorer.query._handle_custom_msg({"event": "submit"}, [])
         await until(lambda: "blue acme" in explorer.line.value)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from makelib import plots
+from makelib.workbook import plots
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,10 @@ import nbformat
 import psutil
 import pytest
 
-from makelib import reports
 from makelib.runtime import UserError
+from makelib.workbook.reports import run as reports
+from makelib.workbook.reports.offline import mathml, to_html
+from makelib.workbook.reports.pages import _changed, duration, headline
 
 V4 = nbformat.v4
 PARAMETERS = """preset: str = "quick"
@@ -182,7 +184,7 @@ def test_an_interrupted_run_stops_its_kernel_and_writes_what_is_there(tmp_path, 
     toy(tmp_path / "notebooks", "01_data", cell)
     toy(tmp_path / "notebooks", "02_training", "pass")
     code = (
-        "import sys; from makelib import __main__, reports; import functools; "
+        "import sys; from makelib import __main__; from makelib.workbook.reports import run as reports; import functools; "
         f"reports.reproduce = functools.partial(reports.reproduce, notebooks={str(tmp_path / 'notebooks')!r}); "
         f"sys.exit(__main__.main(['reproduce', '--preset', 'smoke', '--out', {str(tmp_path / 'out')!r}]))"
     )
@@ -306,7 +308,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
 
 def converted(tmp_path, *cells, error="") -> str:
     nbformat.write(V4.new_notebook(cells=list(cells)), tmp_path / "toy.ipynb")
-    reports.to_html(tmp_path / "toy.ipynb", tmp_path / "toy.html", error)
+    to_html(tmp_path / "toy.ipynb", tmp_path / "toy.html", error)
     return (tmp_path / "toy.html").read_text(encoding="utf-8")
 
 
@@ -327,7 +329,7 @@ def test_formulas_become_mathml(tmp_path):
 
 @pytest.mark.parametrize("formula", ["\\frac{a", "a}", "\\left("])
 def test_a_formula_that_cannot_be_read_is_shown_as_it_stands(formula):
-    shown = reports.mathml(formula)
+    shown = mathml(formula)
     assert shown.startswith("<math") or formula in shown
 
 
@@ -398,33 +400,33 @@ def test_headline_takes_all_queries_and_puts_planned_comparisons_first():
         row("adaptive", segment="image-led", reference="joint", difference=0.4),
         row("adaptive", metric="HitRate@100"),
     ]
-    (study,) = reports.headline(rows)
+    (study,) = headline(rows)
     assert study["metrics"] == ["Rel@10", "HitRate@100"]
     assert study["variants"] == [("joint", [rows[0], None]), ("adaptive", [rows[1], rows[5]])]
     assert (study["planned"], study["further"]) == ([rows[1]], [rows[2]])
-    assert reports.headline([]) == []
+    assert headline([]) == []
 
 
 def test_studies_stand_in_reading_order():
     names = ["other", "make", "modal_adaptation"]
-    studies = reports.headline([row("title") | {"study": name} for name in names])
+    studies = headline([row("title") | {"study": name} for name in names])
     assert [study["study"] for study in studies] == ["modal_adaptation", "make", "other"]
 
 
 def test_headline_falls_back_to_the_metrics_that_there_are():
-    assert reports.headline([row("mean", metric=f"M{n}") for n in range(6)])[0]["metrics"] == ["M0", "M1", "M2", "M3"]
+    assert headline([row("mean", metric=f"M{n}") for n in range(6)])[0]["metrics"] == ["M0", "M1", "M2", "M3"]
 
 
 def test_settings_that_differ_are_named():
     base = {"seeds": [0], "training": {"steps": 400, "clip": 1.0}}
-    assert reports._changed(base, {"seeds": [0], "training": {"steps": 5, "clip": 1.0}}) == [("training.steps", 400, 5)]
+    assert _changed(base, {"seeds": [0], "training": {"steps": 5, "clip": 1.0}}) == [("training.steps", 400, 5)]
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (7325, "2:02:05")]
 )
 def test_durations(seconds, shown):
-    assert reports._duration(seconds) == shown
+    assert duration(seconds) == shown
 
 
 def test_progress_is_one_line_now_and_then_where_output_is_a_log(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Where catalogues come from. Each source writes the three tables of `makelib.catalog`; nothing after them knows which."""
+"""Where catalogues come from. Each source writes the three tables of `makelib.data.catalog`; nothing after them knows which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from makelib.catalog import Catalog
+from makelib.data.catalog import Catalog
 from makelib.runtime import UserError, fingerprint
 from makelib.settings import Settings
 
@@ -20,29 +20,29 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
     """The catalogue of that name, made on first use and kept under `data`.
 
     `bazaar` is the generated world, `bazaar-zh` the same in Chinese words; a path is a catalogue folder as
-    `makelib.catalog` writes it, or a raw folder with `products.csv|parquet|jsonl` (imported with the settings in
+    `makelib.data.catalog` writes it, or a raw folder with `products.csv|parquet|jsonl` (imported with the settings in
     `settings.files`, again when a file in it changed); `hub:<name>` is a public data set.
     Raises `UserError` for any other name.
     """
     if name in ("bazaar", "bazaar-zh"):
-        from makelib.sources import bazaar
+        from makelib.data.sources.bazaar.world import VERSION, generate
 
         world = settings_for(name, settings).bazaar
-        folder = Path(data) / f"bazaar-{fingerprint(bazaar.VERSION, dataclasses.asdict(world))}"
-        return Catalog.open(folder) if folder.is_dir() else bazaar.generate(world, folder)
+        folder = Path(data) / f"bazaar-{fingerprint(VERSION, dataclasses.asdict(world))}"
+        return Catalog.open(folder) if folder.is_dir() else generate(world, folder)
     if name.startswith("hub:"):
-        from makelib.sources import hub
+        from makelib.data.sources import hub
 
         return hub.open_set(name.removeprefix("hub:"), settings.files, data)
     folder = Path(name)
     if (folder / "catalogue.json").is_file():
         return Catalog.open(folder)
     if folder.is_dir():
-        from makelib.sources import files
+        from makelib.data.sources.files.importer import import_folder
 
         key = fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files), _state(folder))
         out = Path(data) / f"{folder.resolve().name}-{key}"
-        return Catalog.open(out) if out.is_dir() else files.import_folder(folder, out, settings.files)
+        return Catalog.open(out) if out.is_dir() else import_folder(folder, out, settings.files)
     raise UserError(
         f"There is no catalogue {name!r}: use `bazaar`, `bazaar-zh`, a folder with products.csv (or .parquet, .jsonl), a "
         "folder that `python -m makelib data import` wrote, or `hub:<name>` for a public data set."

@@ -1,4 +1,4 @@
-"""Public data sets by name: `hub:<name>` becomes a raw folder, which `makelib.sources.files` imports like any other.
+"""Public data sets by name: `hub:<name>` becomes a raw folder, which `makelib.data.sources.files` imports like any other.
 
 `datasets` streams the Parquet files of a repository, from the Hub or from a copy of the same files under
 `data/hub/<owner>/<name>`; only the columns that are needed are read. What is fetched lies in files of its own, each
@@ -30,10 +30,10 @@ import urllib3
 import yaml
 
 from makelib import settings
-from makelib.catalog import Catalog
+from makelib.data.catalog import Catalog
+from makelib.data.sources.files.importer import import_folder
+from makelib.data.sources.files.photos import MOST_BYTES
 from makelib.runtime import UserError, atomic_file, fingerprint, progress
-from makelib.sources import files
-from makelib.sources.photos import MOST_BYTES
 
 #: share of the training queries that become validation queries; the published test queries are left alone
 VALIDATION = 0.1
@@ -208,7 +208,7 @@ def open_set(
     if out is None and target.is_dir():
         return Catalog.open(target)
     raw = fetch(name, given.limit, given.seed, Path(data))
-    return files.import_folder(raw, target, given)
+    return import_folder(raw, target, given)
 
 
 def fetch(name: str, limit: int = 0, seed: int = 0, data: Path = Path("data")) -> Path:

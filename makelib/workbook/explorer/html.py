@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from makelib.catalog import opened, rgb
-from makelib.explain import Evidence, Variation
+from makelib.data.pictures import opened, rgb
+from makelib.data.sources.files.photos import MOST_BYTES, inspect
 from makelib.runtime import UserError
-from makelib.sources.photos import MOST_BYTES, inspect
+from makelib.search.explain import Evidence, Variation
 
 #: longer side of a product's picture in pixels
 THUMBNAIL = 160
@@ -104,7 +104,7 @@ def small_picture(uri: str | None) -> str:
 @functools.cache
 def style() -> str:
     """The style sheet, every rule of which is confined to the class `mkx`."""
-    return f"<style>{importlib.resources.files('makelib').joinpath('static/explorer.css').read_text('utf-8')}</style>"
+    return f"<style>{importlib.resources.files('makelib.workbook').joinpath('static/explorer.css').read_text('utf-8')}</style>"
 
 
 def page(*parts: str) -> str:

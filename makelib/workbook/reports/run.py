@@ -7,10 +7,7 @@ Results reach this module as files that the notebooks wrote through the library 
 from __future__ import annotations
 
 import ast
-import base64
 import contextlib
-import datetime
-import html
 import json
 import logging
 import math
@@ -23,60 +20,25 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jinja2
-import latex2mathml.converter
-import pandas as pd
 import papermill
 import psutil
 import yaml
-from bs4 import BeautifulSoup
-from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.preprocessors import Preprocessor
 
 from makelib import settings as settings_module
-from makelib.runtime import UserError, atomic_file, provenance
-from makelib.sources import settings_for
+from makelib.data.sources import settings_for
+from makelib.runtime import UserError, provenance
+from makelib.workbook.reports.offline import QUIET_LOG, to_html, write_text
+from makelib.workbook.reports.pages import Notebook, duration, index_page
 
-ROOT = Path(__file__).resolve().parents[1]
-TEMPLATES = Path(__file__).parent / "templates"
+ROOT = Path(__file__).resolve().parents[3]
 #: the parameters cell of every notebook: name to type
 PARAMETERS = {"preset": str, "catalog": str, "seeds": int, "run": str, "overrides": dict}
 #: hours that one cell may take before it counts as stalled
 CELL_HOURS = {"smoke": 1, "quick": 3, "full": 48}
 #: seconds between two lines of progress where the output is a log
 LOG_EVERY = 15.0
-#: metrics that the index page shows, as many of them as the results hold
-HEADLINE = ("Rel@10", "HitRate@100", "Recall@100", "nDCG@10")
-#: what the index page calls the studies, in its order; others follow under their own name
-STUDIES = {
-    "modal_adaptation": "Modal Adaptation",
-    "keyword_enhancement": "Keyword Enhancement",
-    "make": "The whole against its parts",
-}
-#: the two figures of the paper's abstract; whether points or per cent is not stated there
-PAPER = "MAKE's abstract reports relevance +1.88 % and recall hit rate +4.59 % for Modal Adaptation"
-
-Status = Literal["ok", "failed", "skipped"]
-
-
-@dataclass
-class Notebook:
-    """One notebook of a run: where it is, what it needs, how it ended."""
-
-    source: Path
-    title: str
-    needs: list[str]
-    status: Status = "skipped"
-    seconds: float = 0.0
-    error: str = ""
-    html: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.source.stem
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------
@@ -133,7 +95,7 @@ def reproduce(
         code = 130
     summary = _summary(run, plan, settings)
     _write_json(out / "summary.json", summary)
-    _write_text(out / "index.html", index_page(summary, out, {notebook.name: notebook for notebook in plan}))
+    write_text(out / "index.html", index_page(summary, out, {notebook.name: notebook for notebook in plan}))
     print(f"report: {_shown(out / 'index.html')}", flush=True)
     return code or int(any(notebook.status != "ok" for notebook in plan))
 
@@ -160,7 +122,7 @@ class _Run:
         for file in ("summary.json", "catalogue.json"):
             (self.out / file).unlink(missing_ok=True)
         (self.out / "notebooks").mkdir()
-        _write_text(self.out / ".progress", "\n")
+        write_text(self.out / ".progress", "\n")
 
     def execute(self, notebook: Notebook, plan: list[Notebook], label: str) -> None:
         """Run one notebook, convert it whatever came of it, and say how it ended."""
@@ -186,7 +148,7 @@ class _Run:
                 to_html(executed, self.out / notebook.html, error=notebook.error)
             where = self.out / (notebook.html or f"notebooks/{notebook.name}.log")
             why = f"  {notebook.error}  see {_shown(where)}" if notebook.error else ""
-            line.close(f"{label}  {notebook.status}  {_duration(notebook.seconds)}{why}")
+            line.close(f"{label}  {notebook.status}  {duration(notebook.seconds)}{why}")
 
     def _papermill(self, notebook: Notebook, executed: Path, line: _Line, label: str) -> str:
         """Run papermill as a child and show how far it is; returns the last line of the error, or ""."""
@@ -209,7 +171,7 @@ class _Run:
                 while child.poll() is None:
                     self.peak_memory = max(self.peak_memory, _resident(child))
                     cells = _cells_done(executed) or cells
-                    line.show(f"{label}  {cells}  {_duration(time.monotonic() - started)}  {self._last_word()}")
+                    line.show(f"{label}  {cells}  {duration(time.monotonic() - started)}  {self._last_word()}")
                     with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
                         child.wait(1)
             finally:
@@ -230,7 +192,7 @@ class _Run:
 
 def _checked_catalog(catalog: str, settings: settings_module.Settings, root: Path) -> str:
     """Open the catalogue before anything runs, so that a wrong name is one line and not a failed notebook."""
-    from makelib.sources import open_catalog
+    from makelib.data.sources import open_catalog
 
     if Path(catalog).is_dir():
         catalog = _relative(Path(catalog).resolve(), root)
@@ -312,7 +274,7 @@ def _notebook_error(executed: Path, cell_timeout: float) -> str:
             continue
         where = f"In [{cell.get('execution_count') or ' '}]"
         if (cell["metadata"].get("papermill", {}).get("duration") or 0) >= cell_timeout:
-            return f"{where} used all of the {_duration(cell_timeout)} that one cell may take"
+            return f"{where} used all of the {duration(cell_timeout)} that one cell may take"
         for output in cell["outputs"]:
             if output["output_type"] == "error":
                 value = str(output["evalue"]).strip().splitlines()
@@ -394,205 +356,7 @@ def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings
     }
 
 
-def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook]) -> str:
-    """The page that lists a run, as HTML that asks for nothing outside itself."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "points": _points, "duration": _duration}
-    base = settings_module.to_dict(settings_module.preset(summary["preset"]))
-    return environment.get_template("index.html.j2").render(
-        summary=summary,
-        style=(TEMPLATES / "report" / "report.css").read_text(encoding="utf-8"),
-        paper=PAPER,
-        studies=headline(summary["results"]),
-        titles=STUDIES,
-        notebooks=[notebooks[entry["name"]] for entry in summary["notebooks"]],
-        figures=[
-            (file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode())
-            for file in sorted((out / "figures").glob("*.png"))
-        ],
-        changed=_changed(base, summary["settings"]),
-        settings=yaml.safe_dump(summary["settings"], sort_keys=False, allow_unicode=True),
-        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-    )
-
-
-def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `summary.json` that concern all queries, one entry per study: variants by metric, and comparisons.
-
-    Returns dicts of `study`, `metrics`, `queries`, `variants` (name and one row or None per metric) and two lists of
-    rows on the first two metrics: `planned` comparisons (with `p_value_holm`) and `further` ones.
-    """
-    table = pd.DataFrame(rows, columns=["study", "variant", "metric", "segment", "reference", "difference"])
-    table = table[table["segment"] == "all"]
-    studies = []
-    for study, part in table.groupby("study", sort=False):
-        metrics = [metric for metric in HEADLINE if metric in set(part["metric"])] or list(part["metric"].unique())[
-            : len(HEADLINE)
-        ]
-        first = {(rows[row]["variant"], rows[row]["metric"]): rows[row] for row in reversed(part.index)}
-        compared = part[part["metric"].isin(metrics[:2]) & part["reference"].notna() & part["difference"].notna()]
-        compared = [rows[row] for row in compared.index]
-        studies.append(
-            {
-                "study": study,
-                "metrics": metrics,
-                "queries": max((row.get("queries") or 0 for row in first.values()), default=0),
-                "variants": [
-                    (name, [first.get((name, metric)) for metric in metrics]) for name in part["variant"].unique()
-                ],
-                "planned": [row for row in compared if row.get("p_value_holm") is not None],
-                "further": [row for row in compared if row.get("p_value_holm") is None],
-            }
-        )
-    order = list(STUDIES)
-    return sorted(studies, key=lambda one: order.index(one["study"]) if one["study"] in order else len(order))
-
-
-def _changed(base: dict[str, Any], tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Settings that differ from their preset: name, the preset's value, this run's value."""
-    changed = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            changed += _changed(base[key], value, f"{prefix}{key}.")
-        elif value != base[key]:
-            changed.append((f"{prefix}{key}", base[key], value))
-    return changed
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _duration(seconds: float) -> str:
-    seconds = round(seconds)
-    return (
-        f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        if seconds >= 3600
-        else f"{seconds // 60}:{seconds % 60:02}"
-    )
-
-
-# -- offline HTML -----------------------------------------------------------------------------------------------------
-
-
-#: nbconvert would say in the terminal that figures lack a description
-_QUIET = logging.getLogger("makelib.nbconvert")
-_QUIET.setLevel(logging.ERROR)
-
-
-def to_html(notebook: Path, target: Path, error: str = "") -> None:
-    """Convert an executed notebook to one HTML file that makes no request and runs no script.
-
-    Formulas become MathML, code folds away under its first line, and a widget is shown by its static `text/html` twin.
-    `error` is shown at the head of the page.
-    """
-    exporter = _Exporter(
-        template_name="report", extra_template_basedirs=[str(TEMPLATES)], exclude_input_prompt=True,
-        exclude_output_prompt=True, exclude_anchor_links=True, embed_images=True,
-        log=_QUIET,
-    )  # fmt: skip
-    exporter.register_preprocessor(_StaticWidgets, enabled=True)
-    page, _ = exporter.from_filename(str(notebook), resources={"error": error})
-    _write_text(target, _offline(page))
-
-
-class _StaticWidgets(Preprocessor):
-    """Leave the static twin of each widget; an output that holds nothing but a widget's name is dropped."""
-
-    def preprocess(self, nb, resources):
-        nb.metadata.pop("widgets", None)
-        for cell in nb.cells:
-            kept = []
-            for output in cell.get("outputs", ()):
-                widget = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-                if widget is None or set(output.data) - {"text/plain"}:
-                    kept.append(output)
-            if cell.cell_type == "code":
-                cell.outputs = kept
-        return nb, resources
-
-
-class _Renderer(IPythonRenderer):
-    """Markdown with formulas as MathML."""
-
-    def inline_html(self, html: str) -> str:  # nbconvert would close every tag where it opens, to look for images
-        return html
-
-    block_html = inline_html
-
-    def inline_math(self, body: str) -> str:
-        return mathml(body)
-
-    def block_math(self, body: str) -> str:
-        return mathml(body, display="block")
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display="block")
-
-
-class _Exporter(HTMLExporter):
-    """nbconvert's HTML exporter with formulas rendered at conversion time."""
-
-    @jinja2.pass_context
-    def markdown2html(self, context, source):
-        renderer = _Renderer(
-            escape=False, attachments=context.get("cell", {}).get("attachments", {}), embed_images=self.embed_images,
-            path=context["resources"]["metadata"].get("path", ""), exclude_anchor_links=True,
-        )  # fmt: skip
-        return MarkdownWithMath(renderer=renderer).render(source)
-
-    def default_filters(self):
-        yield from super().default_filters()
-        yield "mathml", lambda text: mathml(text.strip().strip("$"), display="block")
-
-
-def mathml(formula: str, display: str = "inline") -> str:
-    """A LaTeX formula as MathML; the source itself, as code, where it cannot be read."""
-    try:
-        return latex2mathml.converter.convert(formula.strip(), display=display)
-    except Exception:  # the library raises a dozen classes, and IndexError for a brace too few
-        return f"<code>{html.escape(formula)}</code>"
-
-
-def _offline(page: str) -> str:
-    """Take out of a page what could run or ask for something outside; the page's policy forbids it a second time."""
-    soup = BeautifulSoup(page, "html.parser")
-    for element in soup.select("script"):
-        element.decompose()
-    for element in soup.select("iframe, object, embed, link, base, form, meta[http-equiv=refresh]"):
-        element.unwrap()  # an element that was left open holds the rest of the page
-    for element in soup.find_all(True):
-        for name, value in list(element.attrs.items()):
-            value = " ".join(value) if isinstance(value, list) else str(value)
-            link = element.name == "a" and name == "href"
-            outside = name in (
-                "src",
-                "srcset",
-                "poster",
-                "background",
-                "href",
-                "xlink:href",
-                "action",
-                "data",
-            ) and not (
-                re.match(r"(https?:|mailto:|#|[\w./%-]*(#|$))" if link else r"(data:image/|#)", value.strip(), re.I)
-            )
-            if name.startswith("on") or outside:
-                del element.attrs[name]
-            elif name == "style":
-                element.attrs[name] = _EXTERNAL_STYLE.sub("none", value)
-    for style in soup.select("style"):
-        style.string = _EXTERNAL_STYLE.sub("none", style.string or "")
-    return str(soup)
-
-
-_EXTERNAL_STYLE = re.compile(r"""@import[^;]*;?|url\(\s*['"]?(?!data:|#)[^)]*\)""", re.I)
+QUIET_LOG.setLevel(logging.ERROR)
 
 
 # -- small things -----------------------------------------------------------------------------------------------------
@@ -619,11 +383,6 @@ def _shown(path: Path) -> str:
     return _relative(path, Path.cwd())
 
 
-def _write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
 def _write_json(path: Path, value: Any) -> None:
     """JSON has no NaN: what is not a finite number is written as null."""
 
@@ -634,4 +393,4 @@ def _write_json(path: Path, value: Any) -> None:
             return [finite(value) for value in item]
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
-    _write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -15,11 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
-from makelib.catalog import Catalog
+from makelib.data.catalog import Catalog
+from makelib.data.sources.bazaar import world as bazaar
+from makelib.data.sources.bazaar.pictures import PATTERNS, SILHOUETTES, TYPES
 from makelib.runtime import UserError
 from makelib.settings import Bazaar
-from makelib.sources import bazaar
-from makelib.sources.bazaar_pictures import PATTERNS, SILHOUETTES, TYPES
 
 WORLD = Bazaar(products=2000, queries=1000, clicks=20000)
 SMALL = Bazaar(products=400, queries=150, clicks=2000, seed=3)

@@ -1,4 +1,4 @@
-"""`makelib.sources.files`, with `rows`, `photos`, `labels`, `terse`: what must hold when a folder becomes a catalogue.
+"""`makelib.data.sources.files`, with `rows`, `photos`, `labels`, `terse`: what must hold when a folder becomes a catalogue.
 
 - every kind of broken file or row that sellers send costs what it should and no more, and a line says so
 - rows in = rows kept + rows dropped, whatever comes in
@@ -30,20 +30,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from makelib.catalog import Catalog
+from makelib.data.catalog import Catalog
+from makelib.data.sources import open_catalog
+from makelib.data.sources.files import labels, terse
+from makelib.data.sources.files.health import health_report
+from makelib.data.sources.files.importer import default_options, import_catalog, import_folder
+from makelib.data.sources.files.options import ImportOptions, read_options
 from makelib.runtime import UserError
 from makelib.settings import Files, preset
-from makelib.sources import labels, open_catalog, terse
-from makelib.sources.files import (
-    ImportOptions,
-    default_options,
-    health_report,
-    import_catalog,
-    import_folder,
-    read_options,
-)
 
-FASHION = Path(os.environ.get("MAKELIB_FASHION", Path(__file__).parents[3] / "shared" / "data" / "fashion"))
+FASHION = Path(os.environ.get("MAKELIB_FASHION", Path(__file__).parents[4] / "shared" / "data" / "fashion"))
 needs_fashion = pytest.mark.skipif(
     not (FASHION / "products.csv").is_file(), reason="the fashion photographs are not here (set MAKELIB_FASHION)"
 )
@@ -708,8 +704,8 @@ def test_interactions_alone_bring_the_queries(folder, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from makelib.sources import files
-write = files.write_catalog
+from makelib.data.sources.files import importer
+write = importer.write_catalog
 def slowly(folder, products, **rest):
     def stream():
         for number, part in enumerate(products):
@@ -718,8 +714,8 @@ def slowly(folder, products, **rest):
                 print("half", flush=True)
                 time.sleep(60)
     return write(folder, products=stream(), **rest)
-files.write_catalog = slowly
-files.import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), files.ImportOptions())
+importer.write_catalog = slowly
+importer.import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), importer.ImportOptions())
 """
 
 

@@ -1,4 +1,4 @@
-"""`makelib.sources.hub`: what must hold when a public data set becomes a catalogue. No test touches the network.
+"""`makelib.data.sources.hub`: what must hold when a public data set becomes a catalogue. No test touches the network.
 
 - each of the three sets is read from files in exactly the public layout, judgments, clicks and splits as documented
 - a draw takes whole queries, the same ones for the same seed, whatever file their rows are in
@@ -29,9 +29,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from makelib.data.sources import hub, open_catalog
 from makelib.runtime import UserError
 from makelib.settings import Files, preset
-from makelib.sources import hub, open_catalog
 
 FASHION, MARQO, ESCI = "fashion-product-images-small", "marqo-gs-10m", "esci+sqid"
 SQID = "crossingminds/shopping-queries-image-dataset"
@@ -465,7 +465,7 @@ KILLED = """
 import os, sys
 import datasets, huggingface_hub
 from pathlib import Path
-from makelib.sources import hub
+from makelib.data.sources import hub
 data, name, limit, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 done = 0
 def counted(function):
@@ -580,12 +580,12 @@ def test_the_hub_gives_what_a_copy_gives(name, tmp_path):
             make(tmp_path)
         here = hub.fetch(name, 30, 0, tmp_path)
         with imitation(tmp_path / "hub") as (address, read):
-            code = "import sys; from makelib.sources import hub; from pathlib import Path; "
+            code = "import sys; from makelib.data.sources import hub; from pathlib import Path; "
             shown = subprocess.run(
                 [sys.executable, "-c", code + "print(hub.fetch(sys.argv[1], 30, 0, Path('data')))", name],
                 capture_output=True, text=True, cwd=tmp_path, timeout=120,
                 env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-                     "PYTHONPATH": str(Path(__file__).parents[2])},
+                     "PYTHONPATH": str(Path(__file__).parents[3])},
             )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert read
@@ -598,14 +598,14 @@ def test_words_are_read_without_the_images_between_them(tmp_path, monkeypatch):
     marqo(tmp_path)
     with imitation(tmp_path / "hub") as (address, read):
         code = (
-            "import datasets; from makelib.sources import hub; marqo = hub.SETS['marqo-gs-10m']\n"
+            "import datasets; from makelib.data.sources import hub; marqo = hub.SETS['marqo-gs-10m']\n"
             "for split, names in marqo.files.items():\n"
             "    print(sum(1 for _ in hub._stream(marqo.repository, names, marqo.columns, ())))"
         )
         shown = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120,
             env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-                 "PYTHONPATH": str(Path(__file__).parents[2])},
+                 "PYTHONPATH": str(Path(__file__).parents[3])},
         )  # fmt: skip
     assert sum(map(int, shown.stdout.split())) == 120, shown.stderr
     files = {file.name: file.stat().st_size for file in (tmp_path / "hub").rglob("in_domain-*.parquet")}
@@ -623,7 +623,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path):
 @pytest.mark.parametrize("name", list(hub.SETS))
 @pytest.mark.parametrize("how", [{"HF_HUB_OFFLINE": "1"}, {"HF_DATASETS_OFFLINE": "1"}, {}])
 def test_without_network_and_copy_there_is_one_line_at_once(name, how, tmp_path):
-    dead = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).parents[2])}
+    dead = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).parents[3])}
     dead.pop("HF_HUB_OFFLINE", None)
     shown = subprocess.run(
         [sys.executable, "-m", "makelib", "data", "hub", name, "--limit", "10"],

@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from makelib.catalog import Catalog, write_catalog
+from makelib.data.catalog import Catalog
+from makelib.data.sources.bazaar.pictures import COLOURS, PATTERNS, SILHOUETTES, TYPES, corrupt, placeholder, render
+from makelib.data.sources.bazaar.words import vocabulary
+from makelib.data.tables import write_catalog
 from makelib.runtime import UserError
 from makelib.settings import Bazaar
-from makelib.sources.bazaar_pictures import COLOURS, PATTERNS, SILHOUETTES, TYPES, corrupt, placeholder, render
-from makelib.sources.bazaar_words import vocabulary
 
 __all__ = ["ATTRIBUTE_KINDS", "CATEGORIES", "corrupt", "generate", "render", "stuff", "vocabulary"]
 

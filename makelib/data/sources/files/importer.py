@@ -1,162 +1,35 @@
 """Catalogues from a folder of files: `products.csv|parquet|jsonl`, `images/`, perhaps `queries.*` and `interactions.*`.
 
 Here is decided what a good row is. Broken ones go into quarantine with a line that says so; what is whole is kept as it
-came: titles letter by letter, photographs byte by byte (`makelib.catalog.rgb` shows odd image modes right). `rows` and
+came: titles letter by letter, photographs byte by byte (`makelib.data.pictures.rgb` shows odd image modes right). `rows` and
 `photos` read, `labels` makes queries for folders without them, `terse` hides words.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import math
-import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dacite
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import yaml
 
 from makelib import settings
-from makelib.catalog import KINDS, PRODUCTS, SPLITS, Catalog, write_catalog
-from makelib.runtime import UserError, progress, scratch_folder
-from makelib.sources import labels, terse
-from makelib.sources.photos import Photo, Photos, listing
-from makelib.sources.rows import Quarantine, Table, find
-
-#: a column with more distinct values is text, not a label
-MOST_VALUES = 200
-
-#: makelib's name of a column -> the names it goes by, without case and punctuation, best first
-PRODUCT_COLUMNS = {
-    "product_id": ("productid", "id", "sku", "itemid", "articleid", "asin", "商品id", "商品编号", "编号"),
-    "title": (
-        "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "标题", "商品标题", "商品名称", "名称",
-    ),
-    "image": (
-        "image", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "图片", "主图",
-    ),
-    "images": (
-        "images", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
-    ),
-    "category": (
-        "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department",
-        "类目", "品类", "类别", "分类",
-    ),
-}  # fmt: skip
-QUERY_COLUMNS = {
-    "query_id": ("queryid", "qid", "id"),
-    "query": ("query", "querytext", "searchquery", "text"),
-    "split": ("split",),
-    "intent": ("intent",),
-}
-INTERACTION_COLUMNS = {
-    "query_id": ("queryid", "qid"),
-    "query": ("query", "querytext", "searchquery"),
-    "product_id": ("productid", "itemid", "sku", "asin", "id"),
-    "label": ("label", "relevance", "score", "grade"),
-    "kind": ("kind",),
-}
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """How a folder is read. The same keys may stand in its `catalogue.yaml`; what is given by hand wins."""
-
-    #: what reports call the catalogue; empty: the folder's name
-    name: str = ""
-    #: makelib's column -> column of the files, such as {"title": "productDisplayName"}
-    columns: Mapping[str, str] = field(default_factory=dict)
-    encoding: str = "utf-8"
-    #: products drawn at random from the good rows; 0 = all
-    limit: int = 0
-    seed: int = 0
-    #: photographs or video frames kept of a product that has more: its first, and others evenly spread
-    images_per_product: int = 8
-    #: columns that become attributes; empty: those with few distinct values
-    label_columns: tuple[str, ...] = ()
-    #: "type", "visual" or "textual" by attribute; others: the category column is the type, and visual is what speaks of
-    #: colour, pattern, shape by its name
-    attribute_kinds: Mapping[str, str] = field(default_factory=dict)
-    #: learn an attribute `brand` from first title words where no column tells it
-    learn_brand: bool = True
-    #: attributes that generated queries ask for; empty: see `labels.asked_columns`
-    query_columns: tuple[str, ...] = ()
-    queries: int = 4000
-    clicks: int = 60000
-    wrong_clicks: float = 0.075
-    cold: float = 0.15
-    #: terse sellers: a share of the titles loses the words of these attributes and these further words
-    hide_columns: tuple[str, ...] = ()
-    hide_words: tuple[str, ...] = ()
-    hide_share: float = 0.0
-    #: anything that has to go into quarantine is an error
-    strict: bool = False
-    #: what else every report must say about the catalogue
-    notes: tuple[str, ...] = ()
-
-
-def read_options(folder: Path, **given: Any) -> ImportOptions:
-    """Options from the folder's `catalogue.yaml`, if there is one, overruled by those `given` (None: not given).
-
-    Raises `UserError` for unknown keys, wrong types and shares outside 0 to 1.
-    """
-    written = _yaml(folder)
-    tree = written | {key: value for key, value in given.items() if value is not None}
-    if isinstance(written.get("columns"), dict):
-        tree["columns"] = written["columns"] | (given.get("columns") or {})
-    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x})
-    try:
-        options = dacite.from_dict(ImportOptions, tree, config)
-    except dacite.DaciteError as error:
-        known = ", ".join(item.name for item in dataclasses.fields(ImportOptions))
-        raise UserError(f"Import options of {folder}: {error}. Known: {known}.") from None
-    if options.images_per_product < 1:
-        raise UserError(f"images_per_product must be at least 1, not {options.images_per_product}.")
-    for name in ("hide_share", "wrong_clicks", "cold"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise UserError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
-    known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}
-    if unknown := [column for column in options.columns if column not in known]:
-        raise UserError(f"columns: there is no column {unknown[0]!r} to map; known: {', '.join(known)}.")
-    if wrong := [kind for kind in options.attribute_kinds.values() if kind not in ("type", "visual", "textual")]:
-        raise UserError(f"attribute_kinds: {wrong[0]!r} is unknown; use type, visual or textual.")
-    return options
-
-
-def default_options(folder: Path, files: settings.Files | None = None) -> ImportOptions:
-    """What a raw folder is imported with when nobody gave options: `catalogue.yaml`, the settings, and one decision.
-
-    Where no interactions come with the products and more than half of the titles name the value of a colour column, the
-    image tells little that the title does not, so the terse-sellers experiment is made: `files.hide_share` of the
-    titles lose their colour and pattern words. The catalogue's `info["notes"]` say so and every report prints them.
-    With `hide_share: 0` in `catalogue.yaml` titles stay as they are.
-    """
-    files = files or settings.Files()
-    options, stated = read_options(folder), set(_yaml(folder))
-    changes = {key: getattr(files, key) for key in {"limit", "queries", "clicks", "seed"} - stated}
-    if (
-        files.hide_share
-        and not stated & {"hide_share", "hide_columns", "hide_words"}
-        and not find(folder, "interactions")
-    ):
-        sample = _read_products(Path(folder), options, Quarantine(), first=20_000)
-        keep = np.zeros(len(sample.titles), dtype=np.int64)
-        colours = [column for column in sample.labels if labels.role(column, sample.category) == "colour"]
-        if any(terse.names(sample.titles, sample.labels[column], keep).mean() > 0.5 for column in colours):
-            words = terse.PATTERN_WORDS + terse.COLOUR_WORDS
-            changes |= {"hide_share": files.hide_share, "hide_columns": tuple(colours), "hide_words": words}
-    return dataclasses.replace(options, **changes)
+from makelib.data.catalog import PRODUCTS, Catalog
+from makelib.data.sources.files import labels, terse
+from makelib.data.sources.files.asked import asked_by_people, generated
+from makelib.data.sources.files.health import duplicate_health, title_health
+from makelib.data.sources.files.options import ImportOptions, _yaml, read_options
+from makelib.data.sources.files.photos import Photo, Photos
+from makelib.data.sources.files.products import ProductRows, image_cells, read_products, split_attributes
+from makelib.data.sources.files.rows import Quarantine, find
+from makelib.data.tables import write_catalog
+from makelib.runtime import UserError, scratch_folder
 
 
 def import_folder(folder: Path, out: Path, files: settings.Files | None = None) -> Catalog:
@@ -182,7 +55,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         listed = work / "quarantine.csv"
         with open(listed, "w", encoding="utf-8", errors="backslashreplace", newline="") as lines:
             quarantine = Quarantine(lines)
-            rows = _read_products(folder, options, quarantine)
+            rows = read_products(folder, options, quarantine)
             good, left_out = len(rows.ids), set()
             if 0 < options.limit < good:
                 drawn = np.zeros(good, dtype=bool)
@@ -198,7 +71,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
                 )  # fmt: skip
 
             photos = Photos(work / "photos.arrow")
-            cells, owner, too_many = _image_cells(folder, rows, options.images_per_product)
+            cells, owner, too_many = image_cells(folder, rows, options.images_per_product)
             photos.read(folder, cells, broken)
             counts = np.bincount(owner, minlength=len(rows.ids))
             kept_images = np.bincount(owner, weights=_present(photos.digests), minlength=len(rows.ids)).astype(np.int64)
@@ -212,16 +85,16 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
                 raise UserError(f"{rows.path}: no product could be kept. {quarantine}")
             rows, digests, kept_images = rows.take(whole), list(itertools.compress(digests, whole)), kept_images[whole]
 
-            frame, keep, notes = _attributes(rows, options)
+            frame, keep, notes = split_attributes(rows, options)
             titles, truth, hidden = _hide(rows, frame, keep, options, notes)
             groups, placeholders = labels.duplicate_groups(rows.titles, digests)
             accounts, summary = {}, {}
             if find(folder, "interactions") or find(folder, "queries"):
-                queries, interactions, accounts = _asked_by_people(
+                queries, interactions, accounts = asked_by_people(
                     folder, set(rows.ids), left_out, options, quarantine, notes
                 )
             else:
-                queries, interactions, truth["cold"], summary = _generated(rows, frame, groups, options, notes)
+                queries, interactions, truth["cold"], summary = generated(rows, frame, groups, options, notes)
         if options.strict and quarantine.counts:
             raise UserError(f"{folder}: {quarantine} Without strict they are left out and listed in quarantine.csv.")
         truth.insert(0, "product_id", rows.ids)
@@ -237,10 +110,10 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
                 "dropped": quarantine.reasons("products", "image dropped"),
                 **photos.health(),
             },
-            "titles": _title_health(rows.titles),
+            "titles": title_health(rows.titles),
             "duplicates": {
                 "repeated_ids": quarantine.reasons("products").get("repeats an id", 0),
-                **_duplicate_health(rows.titles, digests, groups),
+                **duplicate_health(rows.titles, digests, groups),
                 "placeholder_images": placeholders,
             },
             "labels": {column: int((frame[column] != "").groupby(frame[column]).any().sum()) for column in frame},
@@ -271,56 +144,6 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         )
 
 
-def health_report(catalog: Catalog) -> str:
-    """The import's health report as Markdown. Raises `UserError` for a catalogue that was not imported."""
-    path = catalog.folder / "health.json"
-    if not path.is_file():
-        raise UserError(f"{catalog.folder} has no health.json: it was not made by `python -m makelib data import`.")
-    health = json.loads(path.read_text(encoding="utf-8"))
-    lines = [f"# Health of {catalog.name}", "", *(f"- {note}" for note in catalog.info["notes"]), ""]
-    lines += ["| table | rows read | kept | dropped | left out |", "| --- | ---: | ---: | ---: | ---: |"]
-    accounts = {table: health[table] for table in ("products", "queries", "interactions") if table in health}
-    for table, account in accounts.items():
-        lines.append(
-            "| ".join([f"| {table} "] + [f"{account[k]:,} " for k in ("read", "kept", "dropped", "left_out")]) + "|"
-        )
-    reasons = [(table, reason, n) for table, account in accounts.items() for reason, n in account["reasons"].items()]
-    reasons += [("images", reason, count) for reason, count in health["images"]["dropped"].items()]
-    lines += (
-        ["", "| in quarantine | why | how many |", "| --- | --- | ---: |"]
-        if reasons
-        else ["", "Nothing in quarantine."]
-    )
-    lines += [f"| {table} | {reason} | {count:,} |" for table, reason, count in reasons]
-    lines += ["", "| what | value |", "| --- | --- |"]
-    for section in ("images", "titles", "duplicates", "labels", "hidden", "generated"):
-        for key, value in health[section].items():
-            if (section, key) != ("images", "dropped") and value not in ({}, []):
-                lines.append(f"| {section}: {key.replace('_', ' ')} | {_readable(value)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_readable, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _yaml(folder: Path) -> dict[str, Any]:
-    path = Path(folder) / "catalogue.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read {path}: {error}".replace("\n", " ")) from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping, such as `columns: {{title: name}}`.")
-    return tree
-
-
 def _check_target(folder: Path, out: Path) -> None:
     """Refuse to write where something other than a catalogue would be lost."""
     source, target = folder.resolve(), out.resolve()
@@ -332,150 +155,8 @@ def _check_target(folder: Path, out: Path) -> None:
         raise UserError(f"{out} exists and is no catalogue; write to another place or remove it.")
 
 
-# -- products ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Products:
-    """The good rows of the products table, a list per column; `numbers` are their row numbers in the file."""
-
-    path: Path
-    read: int
-    mapping: dict[str, str]
-    numbers: list[int]
-    ids: list[str]
-    titles: list[str]
-    images: list[str]
-    further: list[str]
-    labels: dict[str, list[str]]
-
-    @property
-    def category(self) -> str | None:
-        return self.mapping.get("category")
-
-    def take(self, rows: np.ndarray) -> _Products:
-        """Those `rows` (bool) only."""
-        lists = {
-            key: list(itertools.compress(getattr(self, key), rows))
-            for key in ("numbers", "ids", "titles", "images", "further")
-        }
-        picked = {column: list(itertools.compress(values, rows)) for column, values in self.labels.items()}
-        return dataclasses.replace(self, labels=picked, **lists)
-
-
-def _read_products(folder: Path, options: ImportOptions, quarantine: Quarantine, first: int | None = None) -> _Products:
-    path = find(folder, "products")
-    if path is None:
-        raise UserError(f"{folder} holds no products.csv, products.parquet or products.jsonl.")
-    table = Table(path, options.encoding)
-    if embedded := table.embedded & {"image", "images", options.columns.get("image"), options.columns.get("images")}:
-        raise UserError(
-            f"{path}: the column {embedded.pop()!r} holds the images themselves; write them as files under images/ and "
-            "their paths into the column. (A catalogue that makelib wrote needs no import.)"
-        )
-    mapping = table.mapping(PRODUCT_COLUMNS, ("product_id", "title"), options.columns)
-    named = [options.columns[column] for column in PRODUCT_COLUMNS if column in options.columns]
-    wanted = {*options.label_columns, *options.hide_columns, *options.query_columns} - {"brand"}
-    if missing := [column for column in (*named, *sorted(wanted)) if column not in table.columns]:
-        raise UserError(f"{path} has no column {missing[0]!r}; it has the columns {', '.join(table.columns)}.")
-    wanted |= {mapping["category"]} if "category" in mapping else set()
-    wanted |= {"brand"} & set(table.columns) if "brand" in (*options.hide_columns, *options.query_columns) else set()
-    taken = {mapping.get(column) for column in ("product_id", "title", "image", "images")}
-    candidates = wanted if options.label_columns else set(table.columns) - taken
-    values: dict[str, list[str]] = {column: [] for column in table.columns if column in candidates}
-    distinct: dict[str, dict[str, str]] = {column: {} for column in values}
-    read, seen = 0, {}
-    numbers, ids, titles, images, further = [], [], [], [], []
-    for row in itertools.islice(progress(table.rows(), description="products", unit="row"), first):
-        read += 1
-        if row.values is None:
-            quarantine.add("products", row.number, row.reason, row.detail)
-            continue
-        key = row.values[mapping["product_id"]]
-        if not key.strip():
-            quarantine.add("products", row.number, "has no id")
-            continue
-        if key in seen:
-            quarantine.add("products", row.number, "repeats an id", f"row {seen[key]} is kept", product_id=key)
-            continue
-        seen[key] = row.number
-        numbers.append(row.number)
-        ids.append(key)
-        titles.append(row.values[mapping["title"]])
-        images.append(row.values[mapping["image"]] if "image" in mapping else "")
-        further.append(row.values[mapping["images"]] if "images" in mapping else "")
-        for column in list(values):
-            value = row.values[column]
-            values[column].append(distinct[column].setdefault(value, value))
-            if len(distinct[column]) > 5 * MOST_VALUES and column not in wanted:
-                del values[column]  # text, prices, addresses: no labels, so no need to hold them
-    if not ids:
-        raise UserError(f"{path}: no product could be kept. {quarantine if read else 'It has no rows.'}")
-    for column in set(values) - wanted:
-        found = [value for value in distinct[column] if value]
-        if not 2 <= len(found) <= min(MOST_VALUES, max(2, len(ids) // 3)) or max(map(len, found)) > 60:
-            del values[column]
-    return _Products(path, read, mapping, numbers, ids, titles, images, further, values)
-
-
-def _image_cells(folder: Path, rows: _Products, most: int) -> tuple[list[str], np.ndarray, int]:
-    """What each photograph is called in the table: the cells, the product row of each, int64 (cells,), and how many were
-    beyond `most` of their product. A product without any has one empty cell.
-
-    The column `image` names one file, `images` further ones, as a JSON list or between `|`; what names a folder there
-    stands for its files in the order of their names. Where the table has neither column, it is the file (or the folder
-    of files) under images/ that bears the product's id.
-    """
-    base = Path(os.path.realpath(folder))
-    by_id: dict[str, str] = {}
-    if not {"image", "images"} & set(rows.mapping) and (folder / "images").is_dir():
-        paths = sorted((folder / "images").iterdir())
-        by_id = {path.name if path.is_dir() else path.stem: f"images/{path.name}" for path in paths}
-    cells, counts, too_many = [], [], 0
-    for key, first, further in zip(rows.ids, rows.images, rows.further, strict=True):
-        own = [first] if first.strip() else []
-        if further.strip():
-            own += [file for cell in _listed(further) for file in listing(base, cell)]
-        if key in by_id:
-            own += listing(base, by_id[key])
-        own = list(dict.fromkeys(own)) or [""]
-        if len(own) > most:
-            too_many += len(own) - most
-            own = [own[place] for place in np.linspace(0, len(own) - 1, most).round().astype(int)]
-        cells += own
-        counts.append(len(own))
-    return cells, np.repeat(np.arange(len(counts)), counts), too_many
-
-
-def _listed(cell: str) -> list[str]:
-    """The paths in a cell of the column `images`."""
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(cell)
-        if isinstance(found, list):
-            return [str(path) for path in found]
-    return [path.strip() for path in cell.split("|")]
-
-
-def _attributes(rows: _Products, options: ImportOptions) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    """Labels by column (empty: none), how many characters of each title are its brand, and the first notes."""
-    frame = pd.DataFrame(rows.labels, dtype=object, index=range(len(rows.ids)))
-    keep, notes = np.zeros(len(rows.ids), dtype=np.int64), list(options.notes)
-    if options.limit and len(rows.ids) < rows.read:
-        notes.append(f"{len(rows.ids):,} of {rows.read:,} products, drawn with seed {options.seed}.")
-    if options.learn_brand and not any(labels.role(column, None) == "brand" for column in frame):
-        stop = {word for column in frame for word in terse.vocabulary(set(frame[column]))} | set(terse.PATTERN_WORDS)
-        brands, lengths = labels.learn_brands(rows.titles, stop, max(5, len(rows.ids) // 1000))
-        if (lengths > 0).mean() >= 0.1 and len(set(brands)) > 3:
-            frame["brand"], keep = np.array(brands, dtype=object), lengths
-            count = len(set(brands) - {""})
-            notes.append(f"The attribute brand ({count} values) was learned from first title words that recur.")
-    if unknown := [column for column in (*options.hide_columns, *options.query_columns) if column not in frame]:
-        raise UserError(f"{rows.path}: {unknown[0]!r} is no label; labels are {', '.join(frame)}.")
-    return frame, keep, notes
-
-
 def _hide(
-    rows: _Products, frame: pd.DataFrame, keep: np.ndarray, options: ImportOptions, notes: list[str]
+    rows: ProductRows, frame: pd.DataFrame, keep: np.ndarray, options: ImportOptions, notes: list[str]
 ) -> tuple[list[str], pd.DataFrame, dict[str, Any]]:
     """Titles as terse sellers write them, the truth about each product, and what was hidden, for `info`."""
     seen = [c for c in frame if c in options.hide_columns or labels.role(c, rows.category) in ("colour", "look")]
@@ -510,7 +191,7 @@ def _hide(
 
 
 def _product_tables(
-    rows: _Products, titles: list[str], frame: pd.DataFrame, groups: np.ndarray, photos: Iterator[list[list[bytes]]]
+    rows: ProductRows, titles: list[str], frame: pd.DataFrame, groups: np.ndarray, photos: Iterator[list[list[bytes]]]
 ) -> Iterator[pa.Table]:
     """The products table in the order of the rows, a few hundred at a time. A group has the id of its first product."""
     first = pd.Series(rows.ids).groupby(groups).first().to_numpy()[groups]
@@ -534,122 +215,6 @@ def _product_tables(
         yield pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
-# -- queries and interactions -----------------------------------------------------------------------------------------
-
-
-def _generated(
-    rows: _Products, frame: pd.DataFrame, groups: np.ndarray, options: ImportOptions, notes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, dict[str, Any]]:
-    columns = list(options.query_columns) or labels.asked_columns(frame, rows.category)
-    asked = labels.ask(
-        frame, rows.titles, groups, columns=columns, category=rows.category, queries=options.queries,
-        clicks=options.clicks, wrong_clicks=options.wrong_clicks, cold=options.cold, seed=options.seed,
-    )  # fmt: skip
-    if asked.queries.empty:
-        raise UserError(
-            f"{rows.path}: no query can be generated, for no label value is shared by 2 products to 5 % of them "
-            f"(labels: {', '.join(frame) or 'none'}). Add label columns or rows, or bring interactions.csv."
-        )
-    notes.insert(0, f"GENERATED QUERIES: a program asked for {', '.join(columns)} and clicked; no person did.")
-    interactions = asked.interactions.assign(product_id=np.array(rows.ids, dtype=object)[asked.interactions["product"]])
-    return asked.queries, interactions, asked.cold, asked.summary
-
-
-def _asked_by_people(
-    folder: Path, kept: set[str], left_out: set[str], options: ImportOptions, quarantine: Quarantine, notes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """The folder's own queries and interactions. Without a queries table the interactions bring the query strings."""
-    path = find(folder, "interactions")
-    if path is None:
-        raise UserError(
-            f"{folder} has queries but no interactions.csv (query_id, product_id, label) that answers them."
-        )
-    queries: dict[str, tuple[str, str, str]] = {}  # id -> query, split, intent
-    accounts, read = {}, 0
-    if queries_path := find(folder, "queries"):
-        table = Table(queries_path, options.encoding)
-        mapping = table.mapping(QUERY_COLUMNS, ("query_id", "query"), options.columns)
-        for row in progress(table.rows(), description="queries", unit="row"):
-            read += 1
-            key, query, split, intent = (
-                (row.values[mapping[c]] if row.values and c in mapping else "") for c in QUERY_COLUMNS
-            )  # fmt: skip
-            if row.values is None:
-                quarantine.add("queries", row.number, row.reason, row.detail)
-            elif not key.strip():
-                quarantine.add("queries", row.number, "has no id")
-            elif key in queries:
-                quarantine.add("queries", row.number, "repeats an id", key)
-            elif not query.strip():
-                quarantine.add("queries", row.number, "has an empty query", key)
-            elif split and split not in SPLITS:
-                quarantine.add("queries", row.number, "has an unknown split", split)
-            else:
-                queries[key] = (query, split, intent or " ".join(query.split()).casefold())
-    table = Table(path, options.encoding)
-    mapping = table.mapping(
-        INTERACTION_COLUMNS, ("product_id", "query_id" if queries_path else "query"), options.columns
-    )
-    ids: dict[str, str] = {}
-    found: list[tuple[str, str, float, str]] = []
-    interactions_read = outside = 0
-    for row in progress(table.rows(), description="interactions", unit="row"):
-        interactions_read += 1
-        key, query, product, label, kind = (
-            (row.values[mapping[c]] if row.values and c in mapping else "") for c in INTERACTION_COLUMNS
-        )  # fmt: skip
-        value = _number(label if "label" in mapping else "1")
-        if row.values is None:
-            quarantine.add("interactions", row.number, row.reason, row.detail)
-        elif key not in queries if queries_path else not query.strip():
-            quarantine.add("interactions", row.number, "names an unknown query", key, product_id=product)
-        elif product not in kept and product not in left_out:
-            quarantine.add("interactions", row.number, "names an unknown product", product_id=product)
-        elif value is None:
-            quarantine.add(
-                "interactions", row.number, "has a label that is no number of 0 or more", label, product_id=product
-            )
-        elif kind and kind not in KINDS:
-            quarantine.add("interactions", row.number, "has an unknown kind", kind, product_id=product)
-        elif product in left_out:
-            outside += 1
-        else:
-            if not queries_path:
-                key = ids.setdefault(query, f"q{len(ids):06d}")
-                queries.setdefault(key, (query, "", " ".join(query.split()).casefold()))
-            found.append((key, product, value, kind))
-    if not found:
-        raise UserError(f"{path}: no interaction could be kept. {quarantine}")
-    interactions = pd.DataFrame(found, columns=["query_id", "product_id", "label", "kind"])
-    graded = not interactions["label"].isin([0, 1]).all()
-    interactions["kind"] = interactions["kind"].replace("", "judgment" if graded else "click")
-    if (largest := interactions["label"].max()) > 1:
-        interactions["label"] /= largest
-        notes.append(f"Labels were divided by the largest, {largest:g}, so that 1 is fully relevant.")
-    frame = pd.DataFrame(
-        [(key, *queries[key]) for key in queries], columns=["query_id", "query", "split", "intent"]
-    )  # fmt: skip
-    frame = frame[frame["query_id"].isin(interactions["query_id"])].reset_index(drop=True)
-    if (unsplit := frame["split"] == "").any():
-        intents = np.sort(frame.loc[unsplit, "intent"].unique())
-        place = np.random.default_rng(options.seed).permutation(len(intents)) / len(intents)
-        names = np.where(place < 0.7, "train", np.where(place < 0.8, "validation", "test"))
-        frame.loc[unsplit, "split"] = frame.loc[unsplit, "intent"].map(dict(zip(intents, names, strict=True)))
-        notes.append(f"Queries were split 70 / 10 / 20 % by intent with seed {options.seed}.")
-    if queries_path:
-        accounts["queries"] = quarantine.account("queries", read, len(frame), len(queries) - len(frame))
-    accounts["interactions"] = quarantine.account("interactions", interactions_read, len(interactions), outside)
-    return frame, interactions, accounts
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
-
-
 # -- health -----------------------------------------------------------------------------------------------------------
 
 
@@ -657,28 +222,26 @@ def _present(digests: list[bytes | None]) -> np.ndarray:
     return np.array([digest is not None for digest in digests], dtype=bool)
 
 
-def _title_health(titles: list[str]) -> dict[str, Any]:
-    return {
-        "missing": sum(not title.strip() for title in titles),
-        "mean_words": round(float(np.mean([len(title.split()) for title in titles])), 1),
-        "longest_characters": max(map(len, titles)),
-        "languages_by_script": dict(Counter(map(_script, titles)).most_common()),
-    }
+def default_options(folder: Path, files: settings.Files | None = None) -> ImportOptions:
+    """What a raw folder is imported with when nobody gave options: `catalogue.yaml`, the settings, and one decision.
 
-
-def _script(title: str) -> str:
-    """The script of most letters, by the first word of their Unicode names: Latin, Cjk, Hiragana, Arabic, …"""
-    if title.isascii():
-        return "Latin" if any(map(str.isalpha, title)) else "none"
-    letters = Counter(unicodedata.name(letter, "other").split()[0] for letter in title[:200] if letter.isalpha())
-    return letters.most_common(1)[0][0].capitalize() if letters else "none"
-
-
-def _duplicate_health(titles: list[str], digests: list[bytes | None], groups: np.ndarray) -> dict[str, int]:
-    titled = pd.Series([" ".join(title.split()).casefold() or None for title in titles], dtype=object).dropna()
-    return {
-        "products_that_share_a_title": int(titled.duplicated(keep=False).sum()),
-        "products_that_share_pixels": int(pd.Series(digests, dtype=object).dropna().duplicated(keep=False).sum()),
-        "groups": int(groups.max()) + 1,
-        "largest_group": int(np.bincount(groups).max()),
-    }
+    Where no interactions come with the products and more than half of the titles name the value of a colour column, the
+    image tells little that the title does not, so the terse-sellers experiment is made: `files.hide_share` of the
+    titles lose their colour and pattern words. The catalogue's `info["notes"]` say so and every report prints them.
+    With `hide_share: 0` in `catalogue.yaml` titles stay as they are.
+    """
+    files = files or settings.Files()
+    options, stated = read_options(folder), set(_yaml(folder))
+    changes = {key: getattr(files, key) for key in {"limit", "queries", "clicks", "seed"} - stated}
+    if (
+        files.hide_share
+        and not stated & {"hide_share", "hide_columns", "hide_words"}
+        and not find(folder, "interactions")
+    ):
+        sample = read_products(Path(folder), options, Quarantine(), first=20_000)
+        keep = np.zeros(len(sample.titles), dtype=np.int64)
+        colours = [column for column in sample.labels if labels.role(column, sample.category) == "colour"]
+        if any(terse.names(sample.titles, sample.labels[column], keep).mean() > 0.5 for column in colours):
+            words = terse.PATTERN_WORDS + terse.COLOUR_WORDS
+            changes |= {"hide_share": files.hide_share, "hide_columns": tuple(colours), "hide_words": words}
+    return dataclasses.replace(options, **changes)

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from makelib.text import UNSPACED, join
+from makelib.data.text import UNSPACED, join
 
 #: role of a label column by its name: decides word order and, for the first two, that it is seen rather than read
 ROLES = (

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from makelib.catalog import rgb
+from makelib.data.pictures import rgb
 from makelib.runtime import progress
 
 #: image files that are read; others (EPS, which would start Ghostscript) are no photographs

@@ -1,6 +1,6 @@
 """Tables of unknown quality as rows of text: CSV, Parquet, JSON Lines; what is broken is named, never guessed or lost.
 
-Knows encodings, quotes and column names, nothing about products. `makelib.sources.files` decides what a good row is.
+Knows encodings, quotes and column names, nothing about products. `makelib.data.sources.files` decides what a good row is.
 """
 
 from __future__ import annotations

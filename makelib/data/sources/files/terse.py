@@ -2,7 +2,7 @@
 
 The controlled experiment on real photographs (ours, after the paper's premise that users look at the title for some
 products and at the image for others). It edits titles and says which; what is asked and what is relevant is not its
-business (`makelib.sources.labels`).
+business (`makelib.data.sources.files.labels`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import regex
 
-from makelib.text import UNSPACED, words
+from makelib.data.text import UNSPACED, words
 
 #: pattern words of fashion and home titles that no label column holds
 PATTERN_WORDS = (

@@ -1,0 +1,1 @@
+"""The generated world `bazaar`: `words` (its vocabulary), `pictures` (its photographs), `world` (products, shoppers, clicks)."""

@@ -1,0 +1,125 @@
+"""What `catalogue.yaml` and the command line may say about a folder of one's own, and what is guessed without them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dacite
+import yaml
+
+from makelib.runtime import UserError
+
+#: a column with more distinct values is text, not a label
+MOST_VALUES = 200
+#: makelib's name of a column -> the names it goes by, without case and punctuation, best first
+PRODUCT_COLUMNS = {
+    "product_id": ("productid", "id", "sku", "itemid", "articleid", "asin", "商品id", "商品编号", "编号"),
+    "title": (
+        "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "标题", "商品标题", "商品名称", "名称",
+    ),
+    "image": (
+        "image", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "图片", "主图",
+    ),
+    "images": (
+        "images", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
+    ),
+    "category": (
+        "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department",
+        "类目", "品类", "类别", "分类",
+    ),
+}  # fmt: skip
+QUERY_COLUMNS = {
+    "query_id": ("queryid", "qid", "id"),
+    "query": ("query", "querytext", "searchquery", "text"),
+    "split": ("split",),
+    "intent": ("intent",),
+}
+INTERACTION_COLUMNS = {
+    "query_id": ("queryid", "qid"),
+    "query": ("query", "querytext", "searchquery"),
+    "product_id": ("productid", "itemid", "sku", "asin", "id"),
+    "label": ("label", "relevance", "score", "grade"),
+    "kind": ("kind",),
+}
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How a folder is read. The same keys may stand in its `catalogue.yaml`; what is given by hand wins."""
+
+    #: what reports call the catalogue; empty: the folder's name
+    name: str = ""
+    #: makelib's column -> column of the files, such as {"title": "productDisplayName"}
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str = "utf-8"
+    #: products drawn at random from the good rows; 0 = all
+    limit: int = 0
+    seed: int = 0
+    #: photographs or video frames kept of a product that has more: its first, and others evenly spread
+    images_per_product: int = 8
+    #: columns that become attributes; empty: those with few distinct values
+    label_columns: tuple[str, ...] = ()
+    #: "type", "visual" or "textual" by attribute; others: the category column is the type, and visual is what speaks of
+    #: colour, pattern, shape by its name
+    attribute_kinds: Mapping[str, str] = field(default_factory=dict)
+    #: learn an attribute `brand` from first title words where no column tells it
+    learn_brand: bool = True
+    #: attributes that generated queries ask for; empty: see `labels.asked_columns`
+    query_columns: tuple[str, ...] = ()
+    queries: int = 4000
+    clicks: int = 60000
+    wrong_clicks: float = 0.075
+    cold: float = 0.15
+    #: terse sellers: a share of the titles loses the words of these attributes and these further words
+    hide_columns: tuple[str, ...] = ()
+    hide_words: tuple[str, ...] = ()
+    hide_share: float = 0.0
+    #: anything that has to go into quarantine is an error
+    strict: bool = False
+    #: what else every report must say about the catalogue
+    notes: tuple[str, ...] = ()
+
+
+def read_options(folder: Path, **given: Any) -> ImportOptions:
+    """Options from the folder's `catalogue.yaml`, if there is one, overruled by those `given` (None: not given).
+
+    Raises `UserError` for unknown keys, wrong types and shares outside 0 to 1.
+    """
+    written = _yaml(folder)
+    tree = written | {key: value for key, value in given.items() if value is not None}
+    if isinstance(written.get("columns"), dict):
+        tree["columns"] = written["columns"] | (given.get("columns") or {})
+    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x})
+    try:
+        options = dacite.from_dict(ImportOptions, tree, config)
+    except dacite.DaciteError as error:
+        known = ", ".join(item.name for item in dataclasses.fields(ImportOptions))
+        raise UserError(f"Import options of {folder}: {error}. Known: {known}.") from None
+    if options.images_per_product < 1:
+        raise UserError(f"images_per_product must be at least 1, not {options.images_per_product}.")
+    for name in ("hide_share", "wrong_clicks", "cold"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
+    known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}
+    if unknown := [column for column in options.columns if column not in known]:
+        raise UserError(f"columns: there is no column {unknown[0]!r} to map; known: {', '.join(known)}.")
+    if wrong := [kind for kind in options.attribute_kinds.values() if kind not in ("type", "visual", "textual")]:
+        raise UserError(f"attribute_kinds: {wrong[0]!r} is unknown; use type, visual or textual.")
+    return options
+
+
+def _yaml(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / "catalogue.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path}: {error}".replace("\n", " ")) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping, such as `columns: {{title: name}}`.")
+    return tree

@@ -1,0 +1,108 @@
+"""An arm: one variant of one study with one seed, trained, indexed and scored in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from makelib.data.catalog import Catalog
+from makelib.model.training import train
+from makelib.runtime import atomic_file, set_threads
+from makelib.search.retriever import Retriever
+from makelib.settings import Settings, from_dict, write_yaml
+from makelib.study.metrics import evaluate
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of one study with one seed."""
+
+    study: str
+    variant: str
+    seed: int
+    settings: Settings
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "arm.json").is_file()
+
+
+def queries_of(catalog: Catalog, settings: Settings, split: str = "test") -> np.ndarray:
+    """Rows of the queries of a split that are judged: all, or a fixed random choice of `evaluation.<split>_queries`."""
+    rows = catalog.query_rows(split)
+    wanted = getattr(settings.evaluation, f"{split}_queries")
+    return np.sort(np.random.default_rng(0).permutation(rows)[:wanted])
+
+
+def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder: str) -> None:
+    """Train, index and judge one arm in this process; `arm.json`, written last, says that it is done."""
+    began, settings, catalog, target = time.time(), from_dict(tree), Catalog.open(catalogue), Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    write_yaml(settings, target / "settings.yaml")
+    before = {"pretrain": 0, "finetune": settings.training.steps}
+
+    def on_step(stage: str, step: int, steps: int) -> None:
+        if step % 5 == 0 or step == steps:
+            (target / "steps").write_text(str(before[stage] + step))
+
+    model = train(catalog, settings, seed, target, on_step=on_step)
+    retriever = Retriever.build(label, model, catalog, settings.index)
+    retriever.save(target)
+    rows = queries_of(catalog, settings)
+    vectors = model.encode_queries(catalog.queries["query"].iloc[rows].tolist())
+    found, scores = retriever.index.search(vectors, max(settings.evaluation.cutoffs))
+    np.savez(target / "hits.npz", queries=rows, rows=found, scores=scores)
+    evaluate(catalog, rows, found, settings.evaluation).to_parquet(target / "per_query.parquet", index=False)
+    note = {
+        "label": label,
+        "seed": seed,
+        "seconds": time.time() - began,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "megaflops_per_product": product_flops(model) / 1e6,
+    }
+    with atomic_file(target / "arm.json") as draft:
+        draft.write_text(json.dumps(note, indent=2), encoding="utf-8")
+    shutil.rmtree(target / "checkpoint", ignore_errors=True)
+
+
+def product_flops(model) -> float:
+    """Floating-point operations to encode one product with a title of 28 tokens, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    L, size = 28, model.config.image_size
+    inputs = (
+        torch.zeros(1, L, dtype=torch.long),
+        torch.ones(1, L, dtype=torch.long),
+        torch.zeros(1, size, size, 3, dtype=torch.uint8),
+    )
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device))
+    return float(counter.get_total_flops())
+
+
+@functools.cache
+def start_worker(threads: int) -> None:
+    os.environ["MAKELIB_HEADLESS"] = "1"
+    set_threads(threads)
+
+
+def steps_of(folder: Path) -> int:
+    try:
+        return int((folder / "steps").read_text() or 0)
+    except (OSError, ValueError):
+        return 0
