@@ -132,9 +132,8 @@ def evaluate(given: Namespace) -> None:
     queries = retriever.model.encode_queries(catalog.queries["query"].iloc[judged].tolist())
     rows, scores = retriever.index.search(queries, max(settings.evaluation.cutoffs))
     table = metrics.evaluate(catalog, judged, rows, settings.evaluation)
-    resamples, alpha = settings.evaluation.resamples, settings.evaluation.alpha
     means = {
-        metric: interval(table[metric].to_numpy()[None], table["intent"], resamples, alpha=alpha)
+        metric: interval(table[metric].to_numpy()[None], table["intent"], settings.evaluation.alpha)
         for metric in table.columns
         if "@" in metric and not metric.endswith("ceiling")
     }

@@ -186,7 +186,6 @@ class Evaluation:
     cutoffs: tuple[int, ...] = (10, 50, 100)
     validation_queries: int = 300
     test_queries: int = 800
-    resamples: int = 2000
     alpha: float = 0.05
 
 
@@ -283,7 +282,7 @@ def preset(name: str) -> Settings:
             "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
             "training.steps": 60, "training.image_warmup": 40, "training.batch_size": 128, "training.evaluations": 1,
             "text.vocabulary": 1000,
-            "evaluation.validation_queries": 60, "evaluation.test_queries": 150, "evaluation.resamples": 200,
+            "evaluation.validation_queries": 60, "evaluation.test_queries": 150,
         },
         "full": {
             "seeds": (0, 1, 2, 3, 4),
@@ -292,7 +291,7 @@ def preset(name: str) -> Settings:
             "model.width": 128, "model.text_layers": 2, "training.image_warmup": 2000, "training.learning_rate": 2e-3,
             "training.steps": 4000, "training.evaluations": 10, "training.patience": 4, "training.finetune_steps": 400,
             "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
-            "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000, "evaluation.resamples": 10000,
+            "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
             "ablation.fusions": FUSIONS,
             "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "oracle", "unique_queries", "tfidf"),
         },

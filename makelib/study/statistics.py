@@ -1,4 +1,9 @@
-"""Intervals, tests and the result rows that `summary.json` keeps: what may be claimed from per-query scores."""
+"""Intervals, tests and the result rows that `summary.json` keeps: what may be claimed from per-query scores.
+
+Interval and test come from one model. The score of a query, or the difference of two arms on it, is a mean plus the run's
+own shift (one training comes out a little better than the next), plus the intent's, plus what is particular to both:
+seeds and intents are crossed random effects, so a claim holds for fresh trainings *and* fresh queries.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +14,109 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import scipy.stats
 
 from makelib import settings as settings_module
 from makelib.runtime import UserError
 
+#: differences within this many are of no account: the margin of the equivalence test (1 point), fixed before any arm ran
+MARGIN = 0.01
+#: with this chance a true difference of `smallest_difference` would have been called significant
+POWER = 0.8
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and queries, any shape `...`, with its standard error and degrees of freedom."""
+
+    per_seed: np.ndarray  #: (..., S)
+    error: np.ndarray  #: (...)
+    df: np.ndarray  #: (...)
+    error_per_seed: np.ndarray  #: (..., S), of queries alone, given the seed
+    df_per_seed: int
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.per_seed.mean(axis=-1)
+
+    def interval(self, alpha: float) -> np.ndarray:
+        """Bounds (2, ...) of the two-sided t interval."""
+        half = scipy.stats.t.isf(alpha / 2, self.df) * self.error
+        return np.stack([self.mean - half, self.mean + half])
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """Two-sided: how often a mean so far from 0 would come without an effect; it agrees with `interval`."""
+        return _two_sided(self.mean, self.error, self.df)
+
+    @property
+    def p_value_per_seed(self) -> np.ndarray:
+        """(..., S): the same, of queries alone, given the seed; they show whether the seeds agree."""
+        return _two_sided(self.per_seed, self.error_per_seed, self.df_per_seed)
+
+    @property
+    def p_equivalence(self) -> np.ndarray:
+        """Two one-sided tests (Schuirmann, 1987) against a difference of `MARGIN` or more, either way: the larger p."""
+        return _upper_tail(MARGIN - np.abs(self.mean), self.error, self.df)
+
+    def smallest_difference(self, alpha: float) -> np.ndarray:
+        """The smallest true difference that a test at alpha, with this error, would see with chance `POWER`."""
+        quantiles = scipy.stats.t.isf(alpha / 2, self.df) + scipy.stats.t.isf(1 - POWER, self.df)
+        return quantiles * self.error
+
+
+def estimate(scores: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """Estimate of the mean of scores (..., S, Q), clusters (Q,) codes of the intents from 0 on, at least two.
+
+    The error's square is the sum of two variances of the mean: over seeds, divided by S; and over intents, whose queries
+    come along together, as a ratio estimator (the number of queries varies). Both hold what is particular to a seed *and*
+    an intent, so it is taken off once, but never so that less than either is left. Degrees of freedom are Satterthwaite's
+    (1946). With one seed, or arms that do not vary with it (BM25), only intents are left, and the claim is about queries.
+    """
+    *_, S, Q = scores.shape
+    member = sp.csr_matrix((np.ones(Q), (clusters, np.arange(Q))))  # (C, Q)
+    size, C = np.asarray(member.sum(axis=1)).ravel(), member.shape[0]
+    per_seed = scores.mean(axis=-1)
+    off = (scores - per_seed[..., None]).reshape(-1, Q) @ member.T  # what an intent adds to its seed's sum
+    off = off.reshape(*scores.shape[:-1], C) / Q
+    assert size.sum() == Q
+    by_intent = off.mean(axis=-2)  # (..., C)
+    scale = C / (C - 1)
+    intents = scale * (by_intent**2).sum(axis=-1)
+    seeds = both = np.zeros_like(intents)
+    if S > 1:
+        seeds = per_seed.var(axis=-1, ddof=1) / S
+        both = scale * ((off - by_intent[..., None, :]) ** 2).sum(axis=(-2, -1)) / ((S - 1) * S)
+    variance = np.maximum(seeds + intents - both, np.maximum(seeds, intents))
+    spread = (seeds**2 + both**2 / (C - 1)) / max(S - 1, 1) + intents**2 / (C - 1)
+    df = np.divide(variance**2, spread, out=np.full_like(variance, C - 1), where=spread > 0)
+    return Estimate(per_seed, np.sqrt(variance), df, np.sqrt(scale * (off**2).sum(axis=-1)), C - 1)
+
+
+def _two_sided(mean: np.ndarray, error: np.ndarray, df: np.ndarray | int) -> np.ndarray:
+    return np.minimum(1, 2 * _upper_tail(np.abs(mean), error, df))
+
+
+def _upper_tail(distance: np.ndarray, error: np.ndarray, df: np.ndarray | int) -> np.ndarray:
+    """Chance of a t beyond distance / error; of two arms that agree on every query, 1/2 at distance 0."""
+    t = np.divide(distance, error, out=np.where(distance == 0, 0.0, np.copysign(np.inf, distance)), where=error > 0)
+    return scipy.stats.t.sf(t, df)
+
 
 class Difference(NamedTuple):
-    """What `paired_difference` found: `a - b`, its interval, and p values over the mean of the seeds and per seed."""
+    """What `paired_difference` found of `a - b`."""
 
     difference: float
     interval: tuple[float, float]
     p_value: float
     p_values_per_seed: list[float]
+    smallest_difference: float
+    p_equivalence: float
 
 
 def interval(
-    scores: Mapping[int, Sequence[float]] | np.ndarray,
-    clusters: Sequence[Any],
-    resamples: int = 2000,
-    seed: int = 0,
-    alpha: float = 0.05,
+    scores: Mapping[int, Sequence[float]] | np.ndarray, clusters: Sequence[Any], alpha: float = 0.05
 ) -> tuple[float, float, float]:
-    """Mean and percentile interval (mean, lo, hi) by a bootstrap over seeds and, crossed with them, intents.
-
-    Every resample draws S seeds and C intents with replacement; all queries of an intent come along, and they are the
-    same for every seed, because every seed answered the same queries. With few seeds the interval understates how much
-    seeds differ; with one it speaks of queries only.
+    """Mean and interval (mean, lo, hi) over seeds and intents, as `estimate` has it.
 
     Args:
         scores: (S, Q), or seed to (Q,). A query that is NaN in any seed is left out.
@@ -46,37 +128,39 @@ def interval(
     keep = ~np.isnan(scores).any(axis=0)
     if not keep.any():
         return np.nan, np.nan, np.nan
-    codes = pd.factorize(np.asarray(clusters, dtype=object)[keep])[0]
-    scores = scores[None, :, keep, None]
-    low, high = _bootstrap(scores, codes, resamples, seed, alpha)
-    return float(scores.mean()), float(low[0, 0]), float(high[0, 0])
+    codes, names = pd.factorize(np.asarray(clusters, dtype=object)[keep])
+    if len(names) < 2:
+        return float(scores[:, keep].mean()), np.nan, np.nan
+    found = estimate(scores[:, keep], codes)
+    return float(found.mean), *map(float, found.interval(alpha))
 
 
 def paired_difference(
     a: Mapping[int, Sequence[float]] | np.ndarray,
     b: Mapping[int, Sequence[float]] | np.ndarray,
     clusters: Sequence[Any],
-    resamples: int = 2000,
-    seed: int = 0,
     alpha: float = 0.05,
 ) -> Difference:
-    """Mean of `a - b`, (S, Q) each, its interval as in `interval`, and two-sided p values of a paired randomisation.
+    """Mean of `a - b`, (S, Q) each, over seeds and intents, with interval and test from `estimate`.
 
-    If the arms were alike, their labels could be swapped within any intent: the test flips the sign of each intent's
-    summed difference (averaged over seeds first) at random, or all 2^C ways where that is no more than `resamples`, and
-    asks how often the mean lies as far from 0 as the one observed. The p value speaks of queries, given these seeds;
-    those per seed show whether the seeds agree.
+    Seeds are paired, too: what a seed does to both arms alike (the order of clicks) cancels. NaN where fewer than two
+    intents are left.
     """
     differences = _stack(a) - _stack(b)
     keep = ~np.isnan(differences).any(axis=0)
-    if not keep.any():
-        return Difference(np.nan, (np.nan, np.nan), np.nan, [np.nan] * len(differences))
-    codes = pd.factorize(np.asarray(clusters, dtype=object)[keep])[0]
-    differences = differences[None, :, keep, None]
-    low, high = _bootstrap(differences, codes, resamples, seed, alpha)
-    p_values = _sign_flips(differences, codes, resamples, seed)[0, :, 0]
+    codes, names = pd.factorize(np.asarray(clusters, dtype=object)[keep])
+    if len(names) < 2:
+        mean = float(differences[:, keep].mean()) if keep.any() else np.nan
+        return Difference(mean, (np.nan, np.nan), np.nan, [np.nan] * len(differences), np.nan, np.nan)
+    found = estimate(differences[:, keep], codes)
+    low, high = found.interval(alpha)
     return Difference(
-        float(differences.mean()), (float(low[0, 0]), float(high[0, 0])), float(p_values[-1]), p_values[:-1].tolist()
+        float(found.mean),
+        (float(low), float(high)),
+        float(found.p_value),
+        found.p_value_per_seed.tolist(),
+        float(found.smallest_difference(alpha)),
+        float(found.p_equivalence),
     )
 
 
@@ -96,60 +180,6 @@ def _stack(scores: Mapping[int, Sequence[float]] | np.ndarray) -> np.ndarray:
     return np.atleast_2d(np.asarray(scores, dtype=np.float64))
 
 
-def _cluster_sums(scores: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """(A, S, Q, M) summed over the queries of each cluster: (C, A, S, M)."""
-    arms, seeds, queries, metrics = scores.shape
-    member = sp.csr_matrix((np.ones(queries), (clusters, np.arange(queries))))  # (C, Q)
-    return (member @ np.moveaxis(scores, 2, 0).reshape(queries, arms * seeds * metrics)).reshape(
-        member.shape[0], arms, seeds, metrics
-    )
-
-
-def _bootstrap(
-    scores: np.ndarray, clusters: np.ndarray, resamples: int, seed: int, alpha: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds, (A, M) each, of the mean of scores (A, S, Q, M). A resample is a row of counts; means are a product."""
-    arms, seeds, _, metrics = scores.shape
-    sizes = np.bincount(clusters).astype(np.float64)  # (C,)
-    if len(sizes) < 2:
-        return np.full((arms, metrics), np.nan), np.full((arms, metrics), np.nan)
-    sums = _cluster_sums(scores, clusters).reshape(len(sizes), -1)  # (C, A * S * M)
-    rng = np.random.default_rng([seed, 0])
-    means = np.empty((resamples, arms, metrics))
-    step = max(1, 2**22 // max(len(sizes), sums.shape[1]))
-    for start in range(0, resamples, step):
-        drawn = min(step, resamples - start)
-        picks = rng.integers(len(sizes), size=(drawn, len(sizes))) + len(sizes) * np.arange(drawn)[:, None]
-        counts = np.bincount(picks.ravel(), minlength=drawn * len(sizes)).reshape(drawn, -1).astype(np.float64)
-        by_seed = (counts @ sums / (counts @ sizes)[:, None]).reshape(drawn, arms, seeds, metrics)
-        share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=drawn) / seeds  # (drawn, S)
-        means[start : start + drawn] = np.einsum("rasm,rs->ram", by_seed, share)
-    low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2], axis=0)
-    return low, high
-
-
-def _sign_flips(differences: np.ndarray, clusters: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """p values (A, S + 1, M) of differences (A, S, Q, M): each seed, then the mean of the seeds."""
-    sums = _cluster_sums(differences, clusters)  # (C, A, S, M)
-    sums = np.concatenate([sums, sums.mean(axis=2, keepdims=True)], axis=2)
-    shape, sums = sums.shape[1:], sums.reshape(len(sums), -1)
-    observed = np.abs(sums.sum(axis=0)) - 1e-9 * np.abs(sums).sum(axis=0)  # equal up to rounding counts as equal
-    exact = len(sums) < 63 and 2 ** len(sums) <= resamples
-    total = 2 ** len(sums) if exact else resamples
-    rng = np.random.default_rng([seed, 1])
-    as_far = np.zeros(sums.shape[1])
-    step = max(1, 2**22 // max(sums.shape))
-    for start in range(0, total, step):
-        drawn = min(step, total - start)
-        if exact:
-            flips = (np.arange(start, start + drawn)[:, None] >> np.arange(len(sums))) & 1
-        else:
-            flips = rng.integers(0, 2, size=(drawn, len(sums)), dtype=np.int8)
-        as_far += (np.abs((2.0 * flips - 1) @ sums) >= observed).sum(axis=0)
-    p_values = as_far / total if exact else (as_far + 1) / (total + 1)
-    return p_values.reshape(shape)
-
-
 class MissingArms(UserError):
     """An arm or a comparison that was asked for did not run; `missing` lists them. Nothing is scored in its place."""
 
@@ -167,7 +197,6 @@ def result_rows(
     references: Sequence[tuple[str, str]],
     segments: pd.DataFrame,
     settings: settings_module.Evaluation | None = None,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The rows that `summary.json` keeps for a study: one per variant, metric and segment, and per further reference.
 
@@ -178,8 +207,8 @@ def result_rows(
 
     Keys: `study, variant, metric, segment, queries, intents, per_seed` (seeds sorted), `mean, interval, reference,
     difference, difference_percent` (of the reference's mean; None where that is 0), `difference_interval, p_value,
-    p_values_per_seed`. Values are JSON-able fractions; the last six are None where there is no reference. They
-    are those of `interval` and `paired_difference`. A query that is NaN in one arm leaves all of them; a metric that
+    p_values_per_seed, smallest_difference, p_equivalence`. Values are JSON-able fractions; the last eight are None where
+    there is no reference. They are those of `interval` and `paired_difference`. A query that is NaN in one arm leaves all of them; a metric that
     a segment's queries define for fewer than two intents could have no interval and is left out.
 
     Raises `MissingArms` when a variant lacks a seed that another one has, or a reference did not run at all.
@@ -202,14 +231,15 @@ def result_rows(
     ):
         raise ValueError(f"{study}: the tables do not hold the same queries in the same order.")
     scores = np.array([[frame[metrics].to_numpy(np.float64) for frame in runs] for runs in frames])  # (A, S, Q, M)
+    scores = np.moveaxis(scores, 3, 1)  # (A, M, S, Q)
     number_of = {name: number for number, name in enumerate(variants)}
     pairs = [(number_of[variant], number_of[reference]) for variant, reference in references]
-    defined = ~np.isnan(scores).any(axis=(0, 1))  # (Q, M)
+    defined = ~np.isnan(scores).any(axis=(0, 2))  # (M, Q)
     intents = pd.factorize(first["intent"])[0]
 
     table = []
     judged = {
-        name: _judge(scores, pairs, defined & segments[[name]].to_numpy(), intents, settings, seed) for name in segments
+        name: _judge(scores, pairs, defined & segments[name].to_numpy(), intents, settings.alpha) for name in segments
     }
     for (a, variant), segment, (m, metric) in itertools.product(enumerate(variants), segments, enumerate(metrics)):
         found = judged[segment]
@@ -222,15 +252,15 @@ def result_rows(
             "segment": segment,
             "queries": int(found.queries[m]),
             "intents": int(found.intents[m]),
-            "per_seed": found.means[a, :, m].tolist(),
-            "mean": float(found.means[a, :, m].mean()),
+            "per_seed": found.means[a, m].tolist(),
+            "mean": float(found.means[a, m].mean()),
             "interval": found.bounds[:, a, m].tolist(),
             **dict.fromkeys(("reference", "difference", "difference_percent", "difference_interval")),
-            **dict.fromkeys(("p_value", "p_values_per_seed")),
+            **dict.fromkeys(("p_value", "p_values_per_seed", "smallest_difference", "p_equivalence")),
         }
         own = [p for p, pair in enumerate(pairs) if pair[0] == a]
         for p in own:
-            base = float(found.means[pairs[p][1], :, m].mean())
+            base = float(found.means[pairs[p][1], m].mean())
             difference = row["mean"] - base
             table.append(
                 row
@@ -239,8 +269,10 @@ def result_rows(
                     "difference": difference,
                     "difference_percent": 100 * difference / base if base else None,
                     "difference_interval": found.bounds[:, len(variants) + p, m].tolist(),
-                    "p_value": float(found.p_values[p, -1, m]),
-                    "p_values_per_seed": found.p_values[p, :-1, m].tolist(),
+                    "p_value": float(found.p_values[p, m]),
+                    "p_values_per_seed": found.p_values_per_seed[p, m].tolist(),
+                    "smallest_difference": float(found.smallest[p, m]),
+                    "p_equivalence": float(found.p_equivalence[p, m]),
                 }
             )
         if not own:
@@ -249,53 +281,53 @@ def result_rows(
 
 
 class _Judged(NamedTuple):
-    """One segment: `means` (A, S, M), `bounds` (2, A + pairs, M), `p_values` (pairs, S + 1, M), counts (M,)."""
+    """One segment: A arms, P pairs, M metrics, S seeds; NaN where a metric has fewer than two intents."""
 
-    queries: np.ndarray
-    intents: np.ndarray
-    means: np.ndarray
-    bounds: np.ndarray
-    p_values: np.ndarray
+    queries: np.ndarray  # (M,)
+    intents: np.ndarray  # (M,)
+    means: np.ndarray  # (A, M, S)
+    bounds: np.ndarray  # (2, A + P, M)
+    p_values: np.ndarray  # (P, M), as the next two but for the seeds
+    smallest: np.ndarray
+    p_equivalence: np.ndarray
+    p_values_per_seed: np.ndarray  # (P, M, S)
 
 
 def _judge(
-    scores: np.ndarray,
-    pairs: Sequence[tuple[int, int]],
-    keep: np.ndarray,
-    intents: np.ndarray,
-    settings: settings_module.Evaluation,
-    seed: int,
+    scores: np.ndarray, pairs: Sequence[tuple[int, int]], keep: np.ndarray, intents: np.ndarray, alpha: float
 ) -> _Judged:
-    """Statistics of scores (A, S, Q, M) over the queries that `keep` (Q, M) and of the differences of pairs of arms.
+    """Statistics of scores (A, M, S, Q) over the queries that `keep` (M, Q) and of the differences of pairs of arms.
 
-    Metrics kept for the same queries share their resamples: a dozen metrics cost little more than one.
+    Metrics kept for the same queries are computed together.
     """
-    arms, seeds, _, metrics = scores.shape
+    A, M, S, _ = scores.shape
+    P = len(pairs)
     found = _Judged(
-        np.zeros(metrics, dtype=np.int64),
-        np.zeros(metrics, dtype=np.int64),
-        np.full((arms, seeds, metrics), np.nan),
-        np.full((2, arms + len(pairs), metrics), np.nan),
-        np.full((len(pairs), seeds + 1, metrics), np.nan),
+        np.zeros(M, dtype=np.int64),
+        np.zeros(M, dtype=np.int64),
+        *(np.full(shape, np.nan) for shape in ((A, M, S), (2, A + P, M), (P, M), (P, M), (P, M), (P, M, S))),
     )
-    patterns, pattern_of = np.unique(keep, axis=1, return_inverse=True)
-    for number, pattern in enumerate(patterns.T):
+    patterns, pattern_of = np.unique(keep, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
         chosen = np.flatnonzero(pattern_of == number)
         clusters, names = pd.factorize(intents[pattern])
         found.queries[chosen], found.intents[chosen] = len(clusters), len(names)
         if len(names) < 2:
             continue
-        values = scores[:, :, pattern][..., chosen]
-        gaps = np.array([values[a] - values[b] for a, b in pairs]).reshape(-1, *values.shape[1:])
-        found.means[..., chosen] = values.mean(axis=2)
-        found.bounds[..., chosen] = _bootstrap(
-            np.concatenate([values, gaps]), clusters, settings.resamples, seed, settings.alpha
-        )
-        found.p_values[..., chosen] = _sign_flips(gaps, clusters, settings.resamples, seed)
+        values = scores[:, chosen][..., pattern]
+        levels = estimate(values, clusters)
+        found.means[:, chosen], found.bounds[:, :A, chosen] = levels.per_seed, levels.interval(alpha)
+        if pairs:
+            ours, theirs = np.array(pairs).T
+            gaps = estimate(values[ours] - values[theirs], clusters)
+            found.bounds[:, A:, chosen] = gaps.interval(alpha)
+            found.p_values[:, chosen], found.p_equivalence[:, chosen] = gaps.p_value, gaps.p_equivalence
+            found.p_values_per_seed[:, chosen] = gaps.p_value_per_seed
+            found.smallest[:, chosen] = gaps.smallest_difference(alpha)
     return found
 
 
-def adjust(rows: list[dict[str, Any]], planned: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+def adjust(rows: list[dict[str, Any]], planned: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """Give each row `p_value_holm`, in place: a number for planned comparisons in segment `all`, None for all others.
 
     Args:
@@ -303,20 +335,22 @@ def adjust(rows: list[dict[str, Any]], planned: Sequence[tuple[str, str, str]]) 
             (hit rate and relevance answer different questions). Give all of a report in one call: split over several,
             each family is smaller and the correction weaker.
 
-    Returns the rows. Raises `MissingArms` when a planned comparison has no row.
+    Returns the planned comparisons that have no row. They count as p = 1: what did not run makes no claim, and never a
+    claim of another one easier.
     """
     family = {
         (row["metric"], row["study"], row["variant"], row["reference"]): row for row in rows if row["segment"] == "all"
     }
-    if missing := sorted(set(planned) - {key[1:] for key in family}):
-        raise MissingArms(missing)
     for row in rows:
         row["p_value_holm"] = None
     for metric in {key[0] for key in family}:
-        chosen = [family[metric, *pair] for pair in planned if (metric, *pair) in family]
-        for row, p_value in zip(chosen, holm([row["p_value"] for row in chosen]), strict=True):
-            row["p_value_holm"] = float(p_value)
-    return rows
+        chosen = [family.get((metric, *comparison)) for comparison in planned]
+        adjusted = holm([1.0 if row is None else row["p_value"] for row in chosen])
+        for row, p_value in zip(chosen, adjusted, strict=True):
+            if row is not None:
+                row["p_value_holm"] = float(p_value)
+    ran = {key[1:] for key in family}
+    return [comparison for comparison in planned if comparison not in ran]
 
 
 def significance_table(
@@ -352,13 +386,20 @@ def significance_table(
                 "points": f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
                 "relative": "–" if percent is None else f"{percent:+.1f} %",
                 "p": ("< 0.001" if p_value < 0.001 else f"{p_value:.3f}") + ("" if holm_p is None else " (Holm)"),
-                "verdict": f"{better} {stars}".strip() if p_value < alpha else "no significant difference",
+                "verdict": f"{better} {stars}".strip() if p_value < alpha else unclear(row, alpha),
             }
         lines.append((metrics.index(row["metric"]), line))
     table = pd.DataFrame([line for _, line in sorted(lines, key=lambda item: item[0])])
     table.attrs["legend"] = (
-        f"Segment {segment!r}. Mean over seeds and queries with its interval (bootstrap over seeds and intents). "
-        "Points: difference in percentage points; relative: in per cent of the reference. p: paired randomisation by "
-        "intent; * p < 0.05, ** p < 0.01, *** p < 0.001."
+        f"Segment {segment!r}. Mean over seeds and queries with its interval; seeds and intents are random effects, in "
+        "interval and test alike. Points: difference in percentage points; relative: in per cent of the reference. "
+        "* p < 0.05, ** p < 0.01, *** p < 0.001; without (Holm) a p value stands alone, so many of them are exploratory."
     )
     return table
+
+
+def unclear(row: Mapping[str, Any], alpha: float = 0.05) -> str:
+    """What may be said of a difference that is not significant: how large it would have had to be, or that it is nothing."""
+    if row["p_equivalence"] < alpha:
+        return f"equivalent within ±{100 * MARGIN:g}"
+    return f"no significant difference (could have seen ±{100 * row['smallest_difference']:.1f})"

@@ -29,6 +29,7 @@ from makelib.settings import Settings
 from makelib.study.baselines import bm25_run
 from makelib.study.experiment import Experiment
 from makelib.study.metrics import evaluate
+from makelib.study.statistics import unclear
 from makelib.study.studies import PLANNED
 from makelib.workbook import plots
 from makelib.workbook.explorer.html import picture_uri, text
@@ -188,18 +189,27 @@ def baselines(experiment: Experiment, retrievers: Mapping[str, Retriever]) -> pd
 def verdict(
     rows: Sequence[dict[str, Any]], experiment: Experiment, metrics: Sequence[str] = ("Rel@10", "HitRate@100")
 ) -> Markdown:
-    """One sentence per comparison, in points and per cent, with "no significant difference" where there is none."""
+    """One sentence per comparison, in points and per cent: planned ones by their p value after Holm, others as exploratory;
+    where there is no significant difference, how large one would have been seen."""
     alpha, lines = experiment.settings.evaluation.alpha, []
+    compared = ("study", "variant", "reference", "metric")
+    adjusted = {
+        tuple(row[key] for key in compared): row["p_value_holm"]
+        for row in experiment.adjust()
+        if row["segment"] == "all"
+    }
     for row in rows:
         if row["segment"] != "all" or row["metric"] not in metrics or not row.get("reference"):
             continue
         lo, hi = (100 * bound for bound in row["difference_interval"])
-        sign = "**ahead of**" if row["difference"] > 0 else "**behind**"
-        if row["p_value"] >= alpha:
-            sign = "**not significantly different from**"
+        holm_p = adjusted.get(tuple(row[key] for key in compared))
+        p_value, kind = (row["p_value"], "exploratory") if holm_p is None else (holm_p, "planned, after Holm")
+        sign, end = ("**ahead of**" if row["difference"] > 0 else "**behind**"), ""
+        if p_value >= alpha:
+            sign, end = "**not significantly different from**", f": {unclear(row, alpha)}"
         lines.append(
             f"- `{row['variant']}` is {sign} `{row['reference']}` in {row['metric']}: {100 * row['difference']:+.2f} points "
-            f"({row['difference_percent']:+.1f} %), 95 % interval {lo:+.2f} to {hi:+.2f}, p = {row['p_value']:.3g}"
+            f"({row['difference_percent']:+.1f} %), 95 % interval {lo:+.2f} to {hi:+.2f}, p = {p_value:.3g} ({kind}){end}"
         )
     head = (
         f"{experiment.catalog.name}: {len(experiment.catalog):,} products, {len(experiment.test_rows)} unseen queries, "
@@ -258,7 +268,8 @@ def cells(experiment: Experiment, variants: Mapping[str, str], study: str = "mak
 
 
 def planned(experiment: Experiment, metrics: Sequence[str] = ("Rel@10", "HitRate@100")) -> pd.DataFrame:
-    """METHOD's planned comparisons with their p values adjusted together, read from (and noted in) the run's results."""
+    """METHOD's planned comparisons with their p values adjusted together, read from (and noted in) the run's results.
+    The caption names those that did not run; they count in the correction."""
     rows = experiment.adjust()
     table = [
         {
@@ -271,7 +282,7 @@ def planned(experiment: Experiment, metrics: Sequence[str] = ("Rel@10", "HitRate
             "p (Holm)": row["p_value_holm"],
             "": "significant"
             if row["p_value_holm"] < experiment.settings.evaluation.alpha
-            else "no significant difference",
+            else unclear(row, experiment.settings.evaluation.alpha),
         }
         for row in rows
         if row["segment"] == "all"
@@ -281,7 +292,16 @@ def planned(experiment: Experiment, metrics: Sequence[str] = ("Rel@10", "HitRate
     if not table:
         return pd.DataFrame({"": ["none of the planned comparisons was run with these settings"]})
     numbers = {"points": "{:+.2f}", "per cent": "{:+.1f} %", "from": "{:+.2f}", "to": "{:+.2f}", "p (Holm)": "{:.3g}"}
-    return pd.DataFrame(table).sort_values("metric", kind="stable").style.format(numbers).hide(axis="index")
+    shown = pd.DataFrame(table).sort_values("metric", kind="stable").style.format(numbers).hide(axis="index")
+    ran = {(row["study"], row["variant"], row["reference"]) for row in rows}
+    left = [
+        f"{variant} − {reference} ({study})"
+        for study, variant, reference in PLANNED
+        if (study, variant, reference) not in ran
+    ]
+    return shown.set_caption(
+        f"Not run, yet counted in the correction: {', '.join(left)}." if left else "All planned ran."
+    )
 
 
 # -- 6 · index --------------------------------------------------------------------------------------------------------

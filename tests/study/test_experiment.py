@@ -19,7 +19,7 @@ from makelib.workbook.notebook import where_missing
 TINY = {
     "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
     "training.image_warmup": 2, "training.evaluations": 1, "evaluation.test_queries": 20, "evaluation.validation_queries": 10,
-    "evaluation.resamples": 50, "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
+    "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
     "ablation.fusions": ["title", "adaptive"], "ablation.keywords": ["none", "false_negatives"],
 }  # fmt: skip
 
