@@ -2,13 +2,12 @@
 
 import io
 
-import datasets
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from makelib.data.catalog import PRODUCTS, Catalog
+from makelib.data.catalog import Catalog
 from makelib.data.text import train_tokenizer
 from makelib.model.make import MakeModel, ProductVectors
 from makelib.search.index import ProductIndex
@@ -33,6 +32,19 @@ WORDS = [
     "large",
     "small",
 ]
+
+
+class Pixels:
+    """As `Photographs`: few pictures that stand for those of many products."""
+
+    def __init__(self, count: int, few: list[list[bytes]]) -> None:
+        self._few, self.present, self.further = few, np.ones(count, bool), np.zeros(count, np.int64)
+
+    def __getitem__(self, row: int) -> list[bytes]:
+        return self._few[row % len(self._few)]
+
+    def __iter__(self):
+        return (self[row] for row in range(len(self.present)))
 
 
 def photograph(random: np.random.Generator, size: int) -> bytes:
@@ -77,9 +89,7 @@ def large_retriever(folder, count: int, pictures: int = 64, size: int = 320, dim
             "kind": "click",
         }
     )
-    cells = [{"bytes": photograph(random, size), "path": None} for _ in range(pictures)]
-    few = {name: [None] * pictures for name in PRODUCTS} | {"image": cells}
-    pixels = datasets.Dataset.from_dict(few, features=PRODUCTS).select(np.arange(count) % pictures)
+    pixels = Pixels(count, [[photograph(random, size)] for _ in range(pictures)])
     catalog = Catalog(
         folder, f"{count:,} products", f"{count}", {}, products, attributes, queries, interactions, None, pixels
     )

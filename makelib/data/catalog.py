@@ -7,6 +7,7 @@ Inside makelib a product or query is its *row* (int64 position in its table); id
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator
@@ -14,46 +15,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 from PIL import Image
-from pyarrow.dataset import ParquetFragmentScanOptions
 
-from makelib.data.pictures import fit, opened, quiet, rgb
-from makelib.runtime import UserError, atomic_file, progress
+from makelib.data.pictures import fit, opened, rgb
+from makelib.runtime import UserError, alone, atomic_file, progress
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("click", "judgment")
-PRODUCTS = datasets.Features(
-    {
-        "product_id": datasets.Value("string"),
-        "title": datasets.Value("string"),
-        "image": datasets.Image(),
-        "images": datasets.List(datasets.Image()),
-        "category": datasets.Value("string"),
-        "attributes": datasets.Json(),
-        "group": datasets.Value("string"),
-    }
+#: a photograph as its file is, undecoded (the layout that `datasets` knows as an image)
+PHOTOGRAPH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+#: columns and types of the three tables; `attributes` and `constraints` are JSON objects or null
+PRODUCTS = pa.schema(
+    [
+        ("product_id", pa.string()),
+        ("title", pa.string()),
+        ("image", PHOTOGRAPH),
+        ("images", pa.list_(PHOTOGRAPH)),
+        ("category", pa.string()),
+        ("attributes", pa.string()),
+        ("group", pa.string()),
+    ]
 )
-QUERIES = datasets.Features(
-    {
-        "query_id": datasets.Value("string"),
-        "query": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "constraints": datasets.Json(),
-        "intent": datasets.Value("string"),
-    }
-)
-INTERACTIONS = datasets.Features(
-    {
-        "query_id": datasets.Value("string"),
-        "product_id": datasets.Value("string"),
-        "label": datasets.Value("float32"),
-        "kind": datasets.Value("string"),
-    }
+QUERIES = pa.schema([(column, pa.string()) for column in ("query_id", "query", "split", "constraints", "intent")])
+INTERACTIONS = pa.schema(
+    [("query_id", pa.string()), ("product_id", pa.string()), ("label", pa.float32()), ("kind", pa.string())]
 )
 
 
@@ -84,7 +75,7 @@ class Catalog:
     queries: pd.DataFrame
     interactions: pd.DataFrame
     truth: pd.DataFrame | None
-    _pixels: datasets.Dataset = field(repr=False)
+    _pixels: Photographs = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Catalog:
@@ -98,18 +89,15 @@ class Catalog:
                     "Make one with `python -m makelib data bazaar` or `python -m makelib data import <folder>`."
                 )
         info = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-        cache = str(folder / ".cache" / "datasets")
-        loaded = {}
-        for name, features in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
-            loaded[name] = _read(tables[name], cache)
-            missing = (
-                set(features) - set(loaded[name].column_names) - {"images"}
-            )  # older catalogues have no further ones
+        files = {name: _opened(path) for name, path in tables.items()}
+        for name, schema in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
+            missing = set(schema.names) - set(files[name].schema_arrow.names) - {"images"}  # older ones have no further
             if missing:
                 raise UserError(f"{tables[name]} lacks the column(s) {', '.join(sorted(missing))}.")
-        products = loaded["products"].select_columns(["product_id", "title", "category", "group"]).to_pandas()
-        queries = loaded["queries"].to_pandas()
-        ids = loaded["interactions"].to_pandas()
+        products = _frame(files["products"], ["product_id", "title", "category", "group"])
+        queries = _frame(files["queries"], QUERIES.names)
+        queries["constraints"] = [json.loads(cell or "null") for cell in cells_of_column(queries["constraints"])]
+        ids = _frame(files["interactions"], INTERACTIONS.names)
         interactions = pd.DataFrame(
             {
                 "query": rows_of(ids["query_id"], queries["query_id"], tables["interactions"]),
@@ -118,10 +106,11 @@ class Catalog:
                 "kind": ids["kind"],
             }
         )
-        truth = pd.read_parquet(folder / "truth.parquet") if (folder / "truth.parquet").is_file() else None
+        known = folder / "truth.parquet"
+        truth = _opened(known).read().to_pandas() if known.is_file() else None
         return cls(
-            folder, info["name"], info["fingerprint"], info, products, _attributes(loaded["products"]), queries,
-            interactions, truth, loaded["products"],
+            folder, info["name"], info["fingerprint"], info, products, _attributes(files["products"]), queries,
+            interactions, truth, Photographs(tables["products"]),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -134,9 +123,8 @@ class Catalog:
 
         At its own size, or, where only `size` pixels a side are needed, perhaps smaller; see `opened`.
         """
-        record = self._encoded[int(row)]
-        cell = record["image"][0].as_py() if place == 0 else record["images"][0][place - 1].as_py()
-        return None if cell is None else rgb(opened(cell["bytes"], size))
+        own = self._pixels[int(row)]
+        return None if own[place] is None else rgb(opened(own[place], size))
 
     def photographs(self, row: int, size: int) -> np.ndarray:
         """All photographs of one product at `size` x `size`: uint8 (k, size, size, 3), k = 0 where there is none."""
@@ -150,29 +138,17 @@ class Catalog:
 
         Each is fitted into the square on white. Computed once per size and kept in the catalogue's cache folder.
         """
-        encoded = (cell and cell["bytes"] for cell in _cells_of(self._encoded, "image"))
+        encoded = (own[0] for own in self._pixels)
         return self._decoded("images", encoded, len(self), size)
 
     def further_images(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Photographs after the first: uint8 pixels (M, size, size, 3), memory-mapped, and the product row of each,
         int64 (M,), ascending. M is 0 for a catalogue in which each product has one."""
-        if not len(self._further):
-            return np.zeros((0, size, size, 3), np.uint8), self._further
-        encoded = (cell["bytes"] for further in _cells_of(self._encoded, "images") for cell in further or ())
-        return self._decoded("further-images", encoded, len(self._further), size)[0], self._further
-
-    @functools.cached_property
-    def _encoded(self) -> datasets.Dataset:
-        """The photographs as files, undecoded."""
-        return self._pixels.with_format("arrow")
-
-    @functools.cached_property
-    def _further(self) -> np.ndarray:
-        """Product row of each further photograph, int64 (M,)."""
-        if "images" not in self._pixels.column_names:
-            return np.zeros(0, np.int64)
-        counts = pc.fill_null(pc.list_value_length(self._pixels.data.column("images")), 0).to_numpy()
-        return np.repeat(np.arange(len(self), dtype=np.int64), counts)
+        owner = np.repeat(np.arange(len(self), dtype=np.int64), self._pixels.further)
+        if not len(owner):
+            return np.zeros((0, size, size, 3), np.uint8), owner
+        encoded = (photo for own in self._pixels for photo in own[1:])
+        return self._decoded("further-images", encoded, len(owner), size)[0], owner
 
     def _decoded(
         self, name: str, encoded: Iterable[bytes | None], count: int, size: int
@@ -180,18 +156,19 @@ class Catalog:
         """Pixels of `count` encoded photographs and where there are some, decoded once into the cache folder."""
         pixels_file = self.folder / ".cache" / f"{name}-{self.fingerprint}-{size}.npy"
         present_file = pixels_file.with_name(f"present-{name}-{self.fingerprint}-{size}.npy")
-        if not (pixels_file.is_file() and present_file.is_file()):
-            present = np.zeros(count, dtype=bool)
-            with atomic_file(pixels_file) as draft:
-                pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (count, size, size, 3))
-                for place, content in enumerate(progress(encoded, description="images", total=count, unit="img")):
-                    if content is not None:
-                        pixels[place] = fit(opened(content, size), size)
-                        present[place] = True
-                pixels.flush()
-                del pixels
-            with atomic_file(present_file) as draft:
-                np.save(draft, present)
+        with contextlib.nullcontext() if present_file.is_file() else alone(pixels_file):
+            if not present_file.is_file():  # nor did another process make it meanwhile
+                present = np.zeros(count, dtype=bool)
+                with atomic_file(pixels_file) as draft:
+                    pixels = np.lib.format.open_memmap(draft, "w+", np.uint8, (count, size, size, 3))
+                    for place, content in enumerate(progress(encoded, description="images", total=count, unit="img")):
+                        if content is not None:
+                            pixels[place] = fit(opened(content, size), size)
+                            present[place] = True
+                    pixels.flush()
+                    del pixels
+                with atomic_file(present_file) as draft:
+                    np.save(draft, present)
         return np.load(pixels_file, mmap_mode="r"), np.load(present_file)
 
     # -- queries and judgments ------------------------------------------------------------------------------------
@@ -247,7 +224,7 @@ class Catalog:
     def present(self) -> np.ndarray:
         """Whether each product has a title, an image: bool (N, 2)."""
         has_title = self.products["title"].fillna("").str.strip() != ""
-        return np.stack([has_title, self._pixels.data.column("image").is_valid().to_numpy()], axis=1)
+        return np.stack([has_title, self._pixels.present], axis=1)
 
     @functools.cached_property
     def seen(self) -> np.ndarray:
@@ -259,26 +236,65 @@ class Catalog:
         return hash((str(self.folder), self.fingerprint))
 
 
-def _attributes(products: datasets.Dataset) -> pd.DataFrame:
+class Photographs:
+    """The photographs of a products table as files, undecoded, read a few rows at a time: they may be of any size.
+
+    Attributes: `present` bool (N,), whether there is a first one; `further` int64 (N,), how many follow it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, file = path, pq.ParquetFile(path)
+        self._metadata = file.metadata
+        self._starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
+        self._columns = [name for name in ("image", "images") if name in file.schema_arrow.names]
+        # the paths beside the bytes tell which are there, so the bytes need not be read
+        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+        paths = [leaf for leaf in leaves if leaf.split(".")[0] in self._columns and leaf.endswith(".path")]
+        told = file.read(columns=paths)
+        self.present = told["image"].is_valid().to_numpy()
+        self.further = np.zeros(len(self.present), np.int64)
+        if "images" in told.column_names:
+            self.further = pc.fill_null(pc.list_value_length(told["images"]), 0).to_numpy().astype(np.int64)
+        self._group = functools.lru_cache(maxsize=2)(self._group)
+
+    def __getitem__(self, row: int) -> list[bytes | None]:
+        """The product's photographs, first the one that stands for it (None where there is none)."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return _bytes_of(self._group(group).slice(row - self._starts[group], 1))[0]
+
+    def __iter__(self) -> Iterator[list[bytes | None]]:
+        """`self[0]`, `self[1]`, … in turn."""
+        for batch in self._file().iter_batches(batch_size=100, columns=self._columns):
+            yield from _bytes_of(batch)
+
+    def _group(self, number: int) -> pa.Table:
+        return self._file().read_row_group(number, columns=self._columns)
+
+    def _file(self) -> pq.ParquetFile:
+        """Opened anew: a reader is not shared between threads."""
+        return pq.ParquetFile(self._path, metadata=self._metadata, memory_map=True)
+
+
+def _bytes_of(rows: pa.Table | pa.RecordBatch) -> list[list[bytes | None]]:
+    first = [cell and cell["bytes"] for cell in rows["image"].to_pylist()]
+    further = rows["images"].to_pylist() if "images" in rows.schema.names else [None] * len(first)
+    return [[one, *(cell["bytes"] for cell in more or ())] for one, more in zip(first, further, strict=True)]
+
+
+def _attributes(products: pq.ParquetFile) -> pd.DataFrame:
     """The column `attributes`, a JSON object or nothing per row, as one categorical column per key."""
     values: dict[str, dict[Any, int]] = {}
     codes: dict[str, np.ndarray] = {}
-    for row, cell in enumerate(_cells_of(products.with_format("arrow"), "attributes")):
+    count = products.metadata.num_rows
+    for row, cell in enumerate(products.read(columns=["attributes"])["attributes"].to_pylist()):
         for key, value in (json.loads(cell or "null") or {}).items():
             if value is not None:
                 known = values.setdefault(key, {})
                 if not known:
-                    codes[key] = np.full(len(products), -1)
+                    codes[key] = np.full(count, -1)
                 codes[key][row] = known.setdefault(value, len(known))
     columns = {key: pd.Categorical.from_codes(codes[key], pd.Index(values[key], dtype=object)) for key in values}
-    return pd.DataFrame(columns, index=range(len(products)))
-
-
-def _cells_of(table: datasets.Dataset, column: str) -> Iterator[Any]:
-    """The cells of a column, few rows in memory at a time: photographs may be of any size."""
-    alone = table.select_columns(column)
-    for start in range(0, len(alone), 100):
-        yield from alone[start : start + 100][column].to_pylist()
+    return pd.DataFrame(columns, index=range(count))
 
 
 def cells_of_column(column: pd.Series) -> list:
@@ -297,11 +313,14 @@ def rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _read(path: Path, cache: str) -> datasets.Dataset:
-    with quiet():
-        try:
-            # read ahead, Arrow would hold all photographs of the file at once
-            scan = ParquetFragmentScanOptions(pre_buffer=False)
-            return datasets.Dataset.from_parquet(str(path), cache_dir=cache, fragment_scan_options=scan)
-        except Exception as error:
-            raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+def _opened(path: Path) -> pq.ParquetFile:
+    """Paths go to Arrow's own reader, which takes them letter by letter; others read [ ] * $ :: as patterns."""
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _frame(file: pq.ParquetFile, columns: list[str]) -> pd.DataFrame:
+    table = file.read(columns=columns)
+    return pd.DataFrame({name: table[name].to_pandas() for name in columns})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
 
-import datasets
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -52,17 +50,3 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
     return np.asarray(canvas)
-
-
-class quiet(warnings.catch_warnings):
-    """Keep the bars of `datasets` out of the terminal while tables of a few seconds are read or written."""
-
-    def __enter__(self) -> None:
-        self._bars = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        super().__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bars:
-            datasets.enable_progress_bars()
-        super().__exit__(*exception)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from makelib.data.catalog import INTERACTIONS, KINDS, PRODUCTS, QUERIES, SPLITS, Catalog, cells_of_column, rows_of
-from makelib.data.pictures import quiet
 from makelib.runtime import UserError, atomic_folder, fingerprint
 
 
@@ -23,7 +21,7 @@ def write_catalog(
     folder: Path,
     *,
     name: str,
-    products: datasets.Dataset | pd.DataFrame | Iterable[pa.Table],
+    products: pd.DataFrame | Iterable[pa.Table],
     queries: pd.DataFrame,
     interactions: pd.DataFrame,
     truth: pd.DataFrame | None = None,
@@ -35,7 +33,7 @@ def write_catalog(
     Args:
         products: columns of `PRODUCTS`; `image` as {"bytes": encoded file, "path": None} or None, `images` as a list of
             such (further ones). `images` and `group` may be absent.
-            A stream of `pyarrow` tables with the schema `PRODUCTS.arrow_schema` is written table by table, so that a
+            A stream of `pyarrow` tables with the schema `PRODUCTS` is written table by table, so that a
             catalogue of any size needs the memory of one.
         queries: columns of `QUERIES`; `intent` may be absent (then each distinct set of constraints, or string, is one).
         interactions: columns of `INTERACTIONS`.
@@ -47,13 +45,7 @@ def write_catalog(
     """
     folder = Path(folder)
     if isinstance(products, pd.DataFrame):
-        products = datasets.Dataset.from_dict(
-            {
-                column: cells_of_column(products[column]) if column in products else [None] * len(products)
-                for column in PRODUCTS
-            },
-            features=PRODUCTS,
-        )
+        products = _parts(products)
     queries = queries.copy()
     if "constraints" not in queries:
         queries["constraints"] = None
@@ -62,18 +54,15 @@ def write_catalog(
             json.dumps(constraints, sort_keys=True) if constraints else text.strip().lower()
             for constraints, text in zip(queries["constraints"], queries["query"], strict=True)
         ]
-    for table, column, allowed in ((queries, "split", SPLITS), (interactions, "kind", KINDS)):
-        unknown = set(table[column]) - set(allowed)
+    for checked, column, allowed in ((queries, "split", SPLITS), (interactions, "kind", KINDS)):
+        unknown = set(checked[column]) - set(allowed)
         if unknown:
             raise UserError(f"{column} {sorted(map(str, unknown))[0]!r} is unknown; use one of {', '.join(allowed)}.")
-    with atomic_folder(folder) as draft, quiet():
-        if isinstance(products, datasets.Dataset):
-            products.to_parquet(draft / "products.parquet")
-        else:
-            with pq.ParquetWriter(draft / "products.parquet", PRODUCTS.arrow_schema) as writer:
-                for part in products:
-                    writer.write_table(part)
-        product_ids = pd.read_parquet(draft / "products.parquet", columns=["product_id"])["product_id"]
+    with atomic_folder(folder) as draft:
+        with open(draft / "products.parquet", "wb") as file, pq.ParquetWriter(file, PRODUCTS) as writer:
+            for part in products:
+                writer.write_table(part)
+        product_ids = pq.ParquetFile(draft / "products.parquet").read(columns=["product_id"])["product_id"].to_pandas()
         for ids, key in ((product_ids, "product_id"), (queries["query_id"], "query_id")):
             if ids.duplicated().any():
                 raise UserError(
@@ -81,26 +70,41 @@ def write_catalog(
                 )
         rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
         rows_of(interactions["product_id"], product_ids, Path("interactions"))
-        datasets.Dataset.from_dict(
-            {column: cells_of_column(queries[column]) for column in QUERIES}, features=QUERIES
-        ).to_parquet(draft / "queries.parquet")  # fmt: skip
-        datasets.Dataset.from_pandas(
-            interactions[list(INTERACTIONS)], features=INTERACTIONS, preserve_index=False
-        ).to_parquet(draft / "interactions.parquet")  # fmt: skip
+        small = {"queries": _table(queries, QUERIES), "interactions": _table(interactions, INTERACTIONS)}
         if truth is not None:
-            truth.to_parquet(draft / "truth.parquet", index=False)
+            small["truth"] = pa.Table.from_pandas(truth, preserve_index=False)
+        for file_name, table in small.items():
+            with open(draft / f"{file_name}.parquet", "wb") as file:
+                pq.write_table(table, file)
         digests = []
-        for file in ("products", "queries", "interactions"):
-            with open(draft / f"{file}.parquet", "rb") as table:
-                digests.append(hashlib.file_digest(table, "sha256").hexdigest())
+        for file_name in ("products", "queries", "interactions"):
+            with open(draft / f"{file_name}.parquet", "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         mark = fingerprint(*digests)
-        for file, content in (extra_files or {}).items():
+        for file_name, content in (extra_files or {}).items():
             if isinstance(content, Path):
-                shutil.copyfile(content, draft / file)
+                shutil.copyfile(content, draft / file_name)
             else:
-                (draft / file).write_text(content, encoding="utf-8")
+                (draft / file_name).write_text(content, encoding="utf-8")
         (draft / "catalogue.json").write_text(
             json.dumps({"generated_queries": False, **(info or {}), "name": name, "fingerprint": mark}, indent=2),
             encoding="utf-8",
         )
     return Catalog.open(folder)
+
+
+def _parts(products: pd.DataFrame) -> Iterator[pa.Table]:
+    """A frame as tables of a few rows, so that a reader finds a photograph without reading all of them."""
+    whole = products.reindex(columns=PRODUCTS.names)
+    for start in range(0, len(whole), 250):
+        yield _table(whole.iloc[start : start + 250], PRODUCTS)
+
+
+def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    columns = {}
+    for field in schema:
+        cells = cells_of_column(frame[field.name])
+        if field.name in ("attributes", "constraints"):
+            cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells]
+        columns[field.name] = pa.array(cells, field.type)
+    return pa.table(columns, schema=schema)

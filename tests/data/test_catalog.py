@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -198,3 +200,38 @@ def test_the_fingerprint_follows_the_content(tmp_path):
     three = write_catalog(tmp_path / "three", name="three", **other)
     assert one.fingerprint == two.fingerprint != three.fingerprint
     assert json.loads((tmp_path / "one" / "catalogue.json").read_text())["name"] == "one"
+
+
+@pytest.mark.parametrize("name", ["shop [2]", "best $HOME", "a {b}", "x::y", "50 % #1", 'it\'s "it"', "目录 é", "*?"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    for beside in ("shop 2", "a b", "x"):
+        write_catalog(tmp_path / beside, name="beside", **tables())
+    catalog = write_catalog(tmp_path / name, name="this one", **tables())
+    opened = Catalog.open(tmp_path / name)
+    assert (opened.name, len(opened), opened.fingerprint) == ("this one", 3, catalog.fingerprint)
+    assert opened.images(8)[1].tolist() == [True, False, True]
+
+
+def test_photographs_are_found_one_by_one_as_in_turn(tmp_path):
+    given = tables()
+    many = pd.concat([given["products"]] * 200, ignore_index=True)
+    many["product_id"] = [f"p{row}" for row in range(len(many))]
+    many["images"] = [[png((row % 256, 0, 0))] * (row % 3) for row in range(len(many))]
+    catalog = write_catalog(
+        tmp_path / "c", name="c", **given | {"products": many, "interactions": given["interactions"][:0]}
+    )
+    in_turn = list(catalog._pixels)
+    assert in_turn == [catalog._pixels[row] for row in range(len(many))]
+    assert [len(own) - 1 for own in in_turn] == catalog._pixels.further.tolist() == [row % 3 for row in range(600)]
+    assert [own[0] is not None for own in in_turn] == catalog.present[:, 1].tolist()
+
+
+def test_two_processes_decode_the_same_photographs_once(tmp_path):
+    write_catalog(tmp_path / "c", name="c", **tables())
+    program = "import sys; from makelib import Catalog; print(Catalog.open(sys.argv[1]).images(8)[1].sum())"
+    calls = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "c")], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [call.communicate()[0].strip() for call in calls] == ["2"] * 3
+    assert len(list((tmp_path / "c" / ".cache").glob("*.npy"))) == 2

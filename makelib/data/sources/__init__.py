@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from makelib.data.catalog import Catalog
-from makelib.runtime import UserError, fingerprint
+from makelib.runtime import UserError, alone, fingerprint
 from makelib.settings import Settings
 
 
@@ -29,7 +30,7 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
 
         world = settings_for(name, settings).bazaar
         folder = Path(data) / f"bazaar-{fingerprint(VERSION, dataclasses.asdict(world))}"
-        return Catalog.open(folder) if folder.is_dir() else generate(world, folder)
+        return _made(folder, lambda: generate(world, folder))
     if name.startswith("hub:"):
         from makelib.data.sources import hub
 
@@ -42,11 +43,20 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
 
         key = fingerprint(str(folder.resolve()), dataclasses.asdict(settings.files), _state(folder))
         out = Path(data) / f"{folder.resolve().name}-{key}"
-        return Catalog.open(out) if out.is_dir() else import_folder(folder, out, settings.files)
+        return _made(out, lambda: import_folder(folder, out, settings.files))
     raise UserError(
         f"There is no catalogue {name!r}: use `bazaar`, `bazaar-zh`, a folder with products.csv (or .parquet, .jsonl), a "
         "folder that `python -m makelib data import` wrote, or `hub:<name>` for a public data set."
     )
+
+
+def _made(folder: Path, make: Callable[[], Catalog]) -> Catalog:
+    """The catalogue in `folder`, made if it is not there; of two processes that want it one makes it and the other waits."""
+    if not folder.is_dir():
+        with alone(folder):
+            if not folder.is_dir():
+                return make()
+    return Catalog.open(folder)
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:

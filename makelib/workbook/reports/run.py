@@ -155,7 +155,7 @@ class _Run:
         # A kernel of another installation and a backend without inline figures must not come in from outside.
         environment = {key: value for key, value in os.environ.items() if key not in ("JUPYTER_PATH", "MPLBACKEND")}
         command = [
-            sys.executable, "-m", "papermill", str(notebook.source), str(executed), "--kernel", "python3",
+            sys.executable, "-m", "papermill", _literal(notebook.source), _literal(executed), "--kernel", "python3",
             "--cwd", str(self.root), "--parameters_yaml", yaml.safe_dump(self.parameters, allow_unicode=True),
             "--execution-timeout", str(max(1, round(self.cell_timeout))), "--start-timeout", "120",
             "--no-progress-bar", "--no-log-output",
@@ -231,7 +231,7 @@ def _plan(folder: Path) -> list[Notebook]:
 def _check_parameters(source: Path) -> None:
     """papermill only warns about a parameter that a notebook does not have, and runs on with the defaults."""
     try:
-        declared = papermill.inspect_notebook(str(source))
+        declared = papermill.inspect_notebook(_literal(source))
     except ValueError as error:  # no language in the kernelspec, say
         raise UserError(f"{source}: {error}") from None
     if set(declared) != set(PARAMETERS):
@@ -258,6 +258,11 @@ def _check_folder(out: Path) -> None:
     ours = ("summary.json", "settings.yaml", ".progress", "models")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
         raise UserError(f"{out} holds other files and no report; choose another folder with --out, or empty it.")
+
+
+def _literal(path: Path) -> str:
+    """papermill takes paths for templates, in which { begins a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _cells_done(executed: Path) -> str:

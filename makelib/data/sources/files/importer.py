@@ -195,7 +195,7 @@ def _product_tables(
 ) -> Iterator[pa.Table]:
     """The products table in the order of the rows, a few hundred at a time. A group has the id of its first product."""
     first = pd.Series(rows.ids).groupby(groups).first().to_numpy()[groups]
-    cells, schema, start = frame.to_numpy(), PRODUCTS.arrow_schema, 0
+    cells, schema, start = frame.to_numpy(), PRODUCTS, 0
     for part in photos:
         at = slice(start, start := start + len(part))
         attributes = [
@@ -208,11 +208,10 @@ def _product_tables(
             "image": [{"bytes": own[0], "path": None} if own else None for own in part],
             "images": [[{"bytes": photo, "path": None} for photo in own[1:]] for own in part],
             "category": [value or None for value in frame[rows.category][at]] if rows.category else [None] * len(part),
+            "attributes": attributes,
             "group": first[at],
         }
-        arrays = {key: pa.array(values, schema.field(key).type) for key, values in columns.items()}
-        arrays["attributes"] = pa.ExtensionArray.from_storage(pa.json_(), pa.array(attributes, pa.string()))
-        yield pa.table([arrays[name] for name in schema.names], schema=schema)
+        yield pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 # -- health -----------------------------------------------------------------------------------------------------------
