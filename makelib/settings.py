@@ -139,7 +139,7 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Training:
-    """The loop, see `makelib.model.training`. One step is one batch of `batch_size` clicked (query, product) pairs per process."""
+    """The loop, see `makelib.model.training`. One step is one batch of `batch_size` clicked (query, product) pairs, shared by all processes."""
 
     steps: int = 240
     batch_size: int = 256

@@ -5,26 +5,30 @@ Knows no model but for mining hard negatives.
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed.nn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from makelib.data.catalog import Catalog
 from makelib.data.text import encode, train_tokenizer, word_starts
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich
-from makelib.model.make import MakeModel, with_further
+from makelib.model.make import MakeModel, further_of
+from makelib.model.ranks import gather_rows, place, share
 from makelib.runtime import UserError
 from makelib.settings import Settings
 
 STAGES = ("pretrain", "finetune")
+#: rows of the masks made at once, so that memory grows with the batch, not with its square
+BLOCK = 512
 
 
 class Batch(NamedTuple):
-    """`inputs` is what the model reads (rows of this process), `pairs` what the losses need (rows of all processes)."""
+    """`inputs` is what the model reads (rows of this process); `pairs` what the losses need: `present` and `log_popularity`
+    of all rows, of `positives` and `negatives` (b, B) the rows of this process, to be gathered."""
 
     inputs: dict[str, Tensor]
     pairs: dict[str, Tensor]
@@ -41,23 +45,22 @@ def tokenizer_for(catalog: Catalog, settings: Settings) -> PreTrainedTokenizerBa
 
 
 class Batches:
-    """Batches of clicked (query, product) pairs, each a pure function of (seed, stage, step).
+    """Batches of clicked (query, product) pairs, each a pure function of (seed, stage, step): the rows of this process.
 
-    Args: catalog; tokenizer; settings; seed; rank and world of this process.
+    Raises `UserError` where there is nothing to learn from, or where the processes cannot share a batch evenly.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: Settings,
-        seed: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.catalog, self.tokenizer, self.settings, self.seed = catalog, tokenizer, settings, seed
-        self.rank, self.world = rank, world
+    def __init__(self, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, settings: Settings, seed: int) -> None:
+        self.catalog, self.settings, self.seed = catalog, settings, seed
+        self.tokenizer = copy.deepcopy(
+            tokenizer
+        )  # a thread of its own makes batches, and tokenizers serve one at a time
+        self.rank, self.world = place()
+        if settings.training.batch_size % self.world:
+            raise UserError(
+                f"training.batch_size {settings.training.batch_size} cannot be shared evenly by {self.world} processes; "
+                "set it to a multiple of their number."
+            )
         self.queries, self.products = catalog.clicks("train")
         if len(self.queries) == 0:
             raise UserError(
@@ -80,109 +83,129 @@ class Batches:
         confident = pairs[:, counts >= 2]
         self.confident = confident if confident.shape[1] >= settings.training.batch_size else pairs
         self.mined: np.ndarray | None = None
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
 
-    def rows(self, stage: str, step: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
-        """Query rows and product rows of the whole batch over all processes, and the step's source of randomness."""
-        size = self.settings.training.batch_size * self.world
+    def rows(self, stage: str, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Query rows and product rows of the whole batch over all processes, int64 (B,)."""
+        size = self.settings.training.batch_size
         queries, products = (self.queries, self.products) if stage == "pretrain" else self.confident
-        random = np.random.default_rng([self.seed, STAGES.index(stage), step])
         if self.settings.training.unique_queries:
-            order = random.permutation(len(queries))
-            _, first = np.unique(self.false_negatives.strings[queries[order]], return_index=True)
-            chosen = order[np.sort(first)[:size]]
+            random, count, chosen = self._random("order", stage, step), size, []
+            while len(chosen) < size and count < len(queries):
+                count = min(4 * count, len(queries))
+                drawn = random.integers(len(queries), size=count) if count < len(queries) else random.permutation(count)
+                _, first = np.unique(self.false_negatives.strings[queries[drawn]], return_index=True)
+                chosen = drawn[np.sort(first)[:size]]
         else:
             at = np.arange(step * size, (step + 1) * size)
-            epochs = np.unique(at // len(queries))
-            order = {
-                e: np.random.default_rng([self.seed, STAGES.index(stage), 1_000_000 + e]).permutation(len(queries))
-                for e in epochs
-            }
-            chosen = np.concatenate([order[e][at[at // len(queries) == e] % len(queries)] for e in epochs])
-        return queries[chosen], products[chosen], random
+            epochs, places = at // len(queries), at % len(queries)
+            chosen = np.concatenate(
+                [self._order(stage, e, len(queries))[places[epochs == e]] for e in np.unique(epochs)]
+            )
+        chosen = chosen[: len(chosen) // self.world * self.world]  # as many rows for each process
+        return queries[chosen], products[chosen]
 
-    def masks(self, queries: np.ndarray, products: np.ndarray) -> Masks:
-        """Positives and negatives as the setting `keywords.false_negatives` says: `none`, `rule` or `oracle`."""
-        return getattr(self.false_negatives, self.settings.keywords.false_negatives)(queries, products)
+    def _order(self, stage: str, epoch: int, clicks: int) -> np.ndarray:
+        """The order of the clicks in an epoch; the last two are kept, for drawing one takes longer than a step."""
+        if (stage, epoch) not in self._orders:
+            self._orders = dict([*self._orders.items()][-1:])
+            self._orders[stage, epoch] = self._random("order", stage, epoch).permutation(clicks)
+        return self._orders[stage, epoch]
+
+    def _random(self, purpose: str, stage: str, number: int) -> np.random.Generator:
+        """A stream for each purpose and step or epoch; all processes draw the same numbers."""
+        key = (("order", "rows").index(purpose), STAGES.index(stage), int(number))
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    def masks(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
+        """Positives and negatives as the setting `keywords.false_negatives` says, for some rows of the batch: bool (b, B)."""
+        decide = getattr(self.false_negatives, self.settings.keywords.false_negatives)
+        begin, end, _ = rows.indices(len(queries))
+        blocks = [decide(queries, products, slice(at, min(at + BLOCK, end))) for at in range(begin, end, BLOCK)]
+        return Masks(
+            *(np.concatenate([getattr(block, name) for block in blocks]) for name in ("positives", "negatives"))
+        )
 
     def __call__(self, stage: str, step: int) -> Batch:
-        """The batch of one step as CPU tensors."""
-        settings = self.settings
-        queries, products, random = self.rows(stage, step)
-        B = len(queries) // self.world
-        mine = slice(self.rank * B, (self.rank + 1) * B)
+        """The batch of one step as CPU tensors. What is random is drawn for all rows, so that it does not matter which process
+        has which."""
+        settings, random = self.settings, self._random("rows", stage, step)
+        queries, products = self.rows(stage, step)
+        B = len(queries)
+        mine = slice(B * self.rank // self.world, B * (self.rank + 1) // self.world)
         present = self.catalog.present[products]
         if settings.model.fusion not in ("title", "image"):
-            hidden = random.random(len(products))  # title hidden below the rate, image above 1 - rate
+            hidden = random.random(B)  # title hidden below the rate, image above 1 - rate
             rate = settings.training.modality_dropout
             both = present.all(axis=1)
             present[both & (hidden < rate), 0] = False
             present[both & (hidden > 1 - rate), 1] = False
-        masks = self.masks(queries, products)
-        if settings.keywords.enrichment:
-            extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
-        # what follows differs between processes: each disturbs its own rows
-        random = np.random.default_rng([self.seed, STAGES.index(stage), step, self.rank])
-        inputs = {
-            **_trimmed("query", self.query_tokens, queries[mine]),
-            **self._product_inputs("", products[mine], present[mine], random),
-            "negatives": masks.negatives[mine, mine],
-        }
-        drop_words(inputs["query_mask"], settings.training.word_dropout, random)
+        masks = self.masks(queries, products, mine)
+        whole = _trimmed("query", self.query_tokens, queries) | {"draws": random.random((B, 2), np.float32)}
+        drop_words(whole["query_mask"], settings.training.word_dropout, random)
+        inputs = self._product_inputs("", products, present, mine, whole, random)
+        inputs["negatives"] = masks.negatives
         pairs = {
             "positives": masks.positives,
             "negatives": masks.negatives,
             "present": present.astype(np.float32),
-            "valid": present[mine].all(axis=1),
             "log_popularity": self.log_popularity[products],
         }
         if settings.keywords.enrichment:
+            extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
             texts = [self.query_texts[row] for row in queries[mine]]
             enriched = encode(self.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
             inputs |= {f"enriched_{name}": array for name, array in enriched.items()}
         if stage == "finetune" and self.mined is not None:
-            column = random.integers(self.mined.shape[1], size=B)
-            hard = self.mined[queries[mine], column]
-            inputs |= self._product_inputs("negative_", hard, self.catalog.present[hard], random)
+            hard = self.mined[queries, random.integers(self.mined.shape[1], size=B)]
+            inputs |= self._product_inputs("negative_", hard, self.catalog.present[hard], mine, whole, random)
         if settings.objectives.masked_language and settings.model.fusion != "image":
-            ids, real = inputs["title_ids"], inputs["title_mask"] > 0
-            drawn = np.take_along_axis(random.random(ids.shape), self.title_words[products[mine], : ids.shape[1]], 1)
+            ids, real = whole["title_ids"], whole["title_mask"] > 0
+            drawn = np.take_along_axis(random.random(ids.shape), self.title_words[products, : ids.shape[1]], 1)
             chosen = real & (ids != self.tokenizer.cls_token_id) & (drawn < 0.15)  # words of Han characters as a whole
             if chosen.any():
-                pairs["masked_words"] = ids[chosen]
-                inputs |= {"masked_ids": np.where(chosen, self.tokenizer.mask_token_id, ids), "masked_at": chosen}
+                pairs["masked_words"], pairs["masked_count"] = ids[mine][chosen[mine]], chosen.sum() / self.world
+                whole |= {"masked_ids": np.where(chosen, self.tokenizer.mask_token_id, ids), "masked_at": chosen}
+        inputs |= {name: array[mine] for name, array in whole.items()}
         return Batch(
-            *({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in part.items()} for part in (inputs, pairs))
+            *({name: torch.from_numpy(np.array(a, order="C")) for name, a in part.items()} for part in (inputs, pairs))
         )
 
     def _product_inputs(
-        self, prefix: str, rows: np.ndarray, present: np.ndarray, random: np.random.Generator
+        self,
+        prefix: str,
+        rows: np.ndarray,
+        present: np.ndarray,
+        mine: slice,
+        whole: dict[str, np.ndarray],
+        random: np.random.Generator,
     ) -> dict[str, np.ndarray]:
-        """A hidden title is one [CLS], a hidden image is black and alone; their weight is 0 either way."""
+        """Photographs of the rows of this process; tokens of all rows are put into `whole`.
+
+        A hidden title is one [CLS], a hidden image is black and alone; their weight is 0 either way.
+        """
         tokens = _trimmed(f"{prefix}title", self.titles, rows)
         drop_words(tokens[f"{prefix}title_mask"], self.settings.training.word_dropout, random)
         tokens[f"{prefix}title_mask"][~present[:, 0], 1:] = 0
-        pixels, owner = with_further(self.pixels[rows], self.further, np.where(present[:, 1], rows, -1))
+        whole |= {**tokens, f"{prefix}present": present.astype(np.float32)}
+        places, owner = further_of(self.further[1], np.where(present[:, 1], rows, -1))
+        draws = random.random((len(rows) + len(owner), 4))
+        here = (owner >= mine.start) & (owner < mine.stop)
+        pixels = np.concatenate([self.pixels[rows[mine]], self.further[0][places[here]]])
         if self.settings.training.augment_images:
-            pixels = augment(pixels, random)
-        pixels[: len(rows)][~present[:, 1]] = 0
-        return {
-            **tokens,
-            f"{prefix}pixels": pixels,
-            f"{prefix}owner": owner,
-            f"{prefix}present": present.astype(np.float32),
-        }
+            pixels = augment(pixels, np.concatenate([draws[mine], draws[len(rows) :][here]]))
+        pixels[: mine.stop - mine.start][~present[mine, 1]] = 0
+        return {f"{prefix}pixels": pixels, f"{prefix}owner": owner[here] - mine.start}
 
     def mine(self, model: MakeModel, first: int = 50, last: int = 300) -> np.ndarray:
         """Hard negatives for fine-tuning, product rows int64 (Q, k): what the model ranks 50th to 300th for a training query,
         without the products that shoppers clicked for it."""
-        texts = self.catalog.products["title"].fillna("").tolist()
-        vectors = torch.from_numpy(
-            model.encode_products(texts, self.pixels, self.catalog.present[:, 1], self.further).embedding
-        )
-        first, last = min(first, len(texts) // 4), min(last, len(texts) // 2)
-        rows = np.unique(self.queries)
+        vectors = torch.from_numpy(encoded(model, self.catalog))
+        first, last = min(first, len(vectors) // 4), min(last, len(vectors) // 2)
+        everyone = np.unique(self.queries)
+        rows = everyone[share(len(everyone))]
         queries = torch.from_numpy(model.encode_queries([self.query_texts[row] for row in rows]))
-        mined = np.zeros((len(self.query_texts), last - first), dtype=np.int64)
+        mined = np.zeros((len(self.query_texts), last - first), dtype=np.int32)
         strings, groups = self.false_negatives.strings, self.false_negatives.groups
         for start in range(0, len(rows), 512):
             part = rows[start : start + 512]
@@ -191,7 +214,18 @@ class Batches:
             for row, candidates, known in zip(part, ranked, clicked, strict=True):
                 pool = candidates[first:][~np.isin(groups[candidates[first:]], known.indices)]
                 mined[row] = np.resize(pool if len(pool) else candidates[first:], last - first)
+        mined[everyone] = gather_rows(mined[rows])
         return mined
+
+
+def encoded(model: MakeModel, catalog: Catalog) -> np.ndarray:
+    """Embeddings of all products, float32 (N, d); each process encodes its share."""
+    rows, size = share(len(catalog)), model.config.image_size
+    (pixels, present), (further, owner) = catalog.images(size), catalog.further_images(size)
+    own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
+    titles = catalog.products["title"].iloc[rows].fillna("").tolist()
+    vectors = model.encode_products(titles, pixels[rows], present[rows], (further[own], owner[own] - rows.start))
+    return gather_rows(vectors.embedding)
 
 
 def drop_words(mask: np.ndarray, share: float, random: np.random.Generator) -> None:
@@ -204,18 +238,20 @@ def drop_words(mask: np.ndarray, share: float, random: np.random.Generator) -> N
     mask[hidden] = 0
 
 
-def augment(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def augment(pixels: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Mirrored, shifted by up to an eighth and lit differently, each photograph its own way: uint8 (B, S, S, 3), a copy.
+    `draws` (B, 4), uniform in [0, 1), are what is random about it.
 
     A catalogue's few thousand photographs are soon learned by heart, and unseen products are then not found.
     """
     B, S = pixels.shape[:2]
     reach = S // 8
-    rows, columns = (np.arange(S) + random.integers(-reach, reach + 1, (B, 1)) for _ in range(2))  # (B, S)
-    columns = np.where(random.random((B, 1)) < 0.5, S - 1 - columns, columns)
+    moves = np.floor(draws[:, :2] * (2 * reach + 1)).astype(np.int64) - reach
+    rows, columns = (np.arange(S) + moves[:, [axis]] for axis in range(2))  # (B, S)
+    columns = np.where(draws[:, [2]] < 0.5, S - 1 - columns, columns)
     rows, columns = np.clip(rows, 0, S - 1), np.clip(columns, 0, S - 1)
     moved = pixels[np.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    light = random.uniform(0.8, 1.2, (B, 1, 1, 1)).astype(np.float32)
+    light = (0.8 + 0.4 * draws[:, 3, None, None, None]).astype(np.float32)
     return np.clip(moved * light, 0, 255).astype(np.uint8)
 
 

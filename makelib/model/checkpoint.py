@@ -9,10 +9,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.distributed.nn
 from torch import Tensor
 
 from makelib.model.make import MakeModel
+from makelib.model.ranks import decided, place
 from makelib.runtime import UserError, atomic_folder
 
 
@@ -53,16 +53,24 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: MakeModel, optimizer, identity: str
 ) -> tuple[TrainingState, dict[str, Tensor]]:
-    held = json.loads((folder / "state.json").read_text())
+    """What `save_checkpoint` wrote, for all processes; the main one reads, for another machine may not see the folder.
+
+    Raises `UserError` where it is a checkpoint of something else.
+    """
+    held = decided(json.loads((folder / "state.json").read_text()) if place()[0] == 0 else None)
     if held.pop("identity") != identity:
         raise UserError(
             f"{folder} is a checkpoint of other settings, seed or catalogue. Use another folder, or delete it to start anew."
         )
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    names = ("model", "best", "optimizer")
+    weights, best, moments = decided(
+        [safetensors.torch.load_file(folder / f"{name}.safetensors") for name in names] if place()[0] == 0 else None
+    )
+    model.load_state_dict(weights)
     tree = optimizer.state_dict()
     tree["state"] = {}
-    for key, value in safetensors.torch.load_file(folder / "optimizer.safetensors").items():
+    for key, value in moments.items():
         index, name = key.split(".")
         tree["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(tree)
-    return TrainingState(**held), safetensors.torch.load_file(folder / "best.safetensors")
+    return TrainingState(**held), best

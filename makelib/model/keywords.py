@@ -167,48 +167,66 @@ class FalseNegatives:
         )
         self.lengths = np.asarray(tables.queries.sum(axis=1)).ravel()
 
-    def rule(self, queries: np.ndarray, products: np.ndarray) -> Masks:
-        """Rules R0 to R2 for the batch of clicked pairs (queries[i], products[i]), rows int64 (B,).
+    def rule(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
+        """Rules R0 to R2 for the batch of clicked pairs (queries[i], products[i]), rows int64 (B,), of which `rows` are asked.
 
         A positive is the row's own click and the same click seen again. Pairs of R1 are left out rather than pulled together:
         as further positives they cost recall on validation queries, for one click in ten is wrong and popular strings bring most.
         """
-        own = np.eye(len(queries), dtype=bool)
         strings, groups = self.strings[queries], self.groups[products]
-        same_product = groups[:, None] == groups[None, :]
-        clicked = np.asarray(self.clicked[strings][:, groups].todense()) > 0
-        clicked |= strings[:, None] == strings[None, :]
-        positives = own | ((strings[:, None] == strings[None, :]) & same_product)
-        certain = positives | clicked | same_product
-        return _masks(positives, certain, certain | self.worded(queries, products))
+        same_product = groups[rows, None] == groups
+        same_string = strings[rows, None] == strings
+        positives = same_string & same_product | _own(queries, rows)
+        certain = same_product | same_string | self._clicked(strings[rows], groups)
+        return _masks(positives, certain, certain | self.worded(queries, products, rows))
 
-    def worded(self, queries: np.ndarray, products: np.ndarray) -> np.ndarray:
-        """Rule R2, bool (B, B): one sparse product counts how many words of query i stand in title j."""
-        covered = np.asarray((self.tables.queries[queries] @ self.tables.titles[products].T).todense())
-        whole = covered >= self.lengths[queries][:, None]
-        evidence = np.diagonal(whole) & self.tables.known[queries] & (self.lengths[queries] > 0)
-        category = self.category[products]
-        return whole & evidence[:, None] & (category[:, None] == category[None, :])
+    def _clicked(self, strings: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Whether the query was clicked on the product in training, bool (b, B)."""
+        clicks = self.clicked[strings]
+        known, back = np.unique(groups, return_inverse=True)
+        place = np.minimum(np.searchsorted(known, clicks.indices), len(known) - 1)
+        hit = known[place] == clicks.indices
+        found = np.zeros((len(strings), len(known)), dtype=bool)
+        found[np.repeat(np.arange(len(strings)), np.diff(clicks.indptr))[hit], place[hit]] = True
+        return found[:, back]
 
-    def oracle(self, queries: np.ndarray, products: np.ndarray) -> Masks:
+    def worded(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        """Rule R2, bool (b, B): one sparse product counts how many words of query i stand in title j."""
+        asked, titles = self.tables.queries[queries[rows]], self.tables.titles[products]
+        lengths, category = self.lengths[queries[rows]], self.category[products]
+        own = np.asarray(asked.multiply(titles[rows]).sum(axis=1)).ravel()
+        telling = np.flatnonzero((own >= lengths) & self.tables.known[queries[rows]] & (lengths > 0))
+        likely = np.zeros((len(lengths), len(products)), dtype=bool)
+        likely[telling] = (asked[telling] @ titles.T).toarray() >= lengths[telling, None]
+        return likely & (category[rows, None] == category)
+
+    def oracle(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """The upper bound: no fully relevant product is ever a negative. Needs the truth, so it serves comparison only."""
-        positives = self.rule(queries, products).positives
-        return _masks(positives, positives, positives | self.truth(queries, products))
+        positives = self.rule(queries, products, rows).positives
+        return _masks(positives, positives, positives | self.truth(queries, products, rows))
 
-    def none(self, queries: np.ndarray, products: np.ndarray) -> Masks:
+    def none(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """Plain in-batch negatives: every other row is one, whatever it is."""
-        own = np.eye(len(queries), dtype=bool)
+        own = _own(queries, rows)
         return Masks(own, ~own)
 
-    def truth(self, queries: np.ndarray, products: np.ndarray) -> np.ndarray:
-        """Fully relevant pairs, bool (B, B)."""
-        return self.catalog.relevance(queries, products) >= 1.0
+    def truth(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        """Fully relevant pairs, bool (b, B)."""
+        return self.catalog.relevance(queries[rows], products) >= 1.0
+
+
+def _own(queries: np.ndarray, rows: slice) -> np.ndarray:
+    """The clicks themselves, bool (b, B)."""
+    places = np.arange(len(queries))
+    return places[rows, None] == places
 
 
 def _masks(positives: np.ndarray, certain: np.ndarray, masked: np.ndarray) -> Masks:
     """At most half of each row is kept from being a negative: certain pairs before the others, then from left to right."""
-    room = len(masked) // 2 - np.cumsum(certain, axis=1)
-    kept = certain & (room >= 0)
-    likely = masked & ~certain
-    kept |= likely & (np.cumsum(likely, axis=1) <= np.maximum(room[:, -1:], 0))
+    half = masked.shape[1] // 2
+    kept = masked.copy()
+    full = np.flatnonzero(masked.sum(axis=1) > half)  # few; only their pairs are counted
+    sure, likely = certain[full], masked[full] & ~certain[full]
+    room = half - np.cumsum(sure, axis=1)
+    kept[full] = sure & (room >= 0) | likely & (np.cumsum(likely, axis=1) <= np.maximum(room[:, -1:], 0))
     return Masks(positives, ~kept & ~positives)

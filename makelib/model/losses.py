@@ -76,14 +76,13 @@ def distillation(teacher: Tensor, student: Tensor, candidates: Tensor) -> Tensor
 
 
 def matching(logits: Tensor, valid: Tensor) -> Tensor:
-    """Binary matching: logits (2B,) of B true pairs and, after them, B sampled false ones; valid bool (B,).
+    """Binary matching: logits (B, 2) of true pairs and of sampled false ones; valid bool (B,).
 
     The prior is ½ for each: a loss that stays at ln 2 = 0.6931 has learned nothing.
     """
-    labels = torch.cat([torch.ones_like(valid), torch.zeros_like(valid)]).float()
+    labels = torch.tensor([1.0, 0.0], device=logits.device).expand_as(logits)
     loss = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
-    weight = torch.cat([valid, valid]).float()
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
+    return (loss * valid[:, None]).sum() / (2 * valid.sum()).clamp(min=1)
 
 
 def gate_entropy(weights: Tensor, both: Tensor) -> Tensor:
@@ -108,7 +107,8 @@ def objectives(
 
     Args:
         features: what `MakeModel.forward` returns.
-        batch: with `positives`, `negatives` (B, B), `present` (B, 2), and `log_popularity` (B,).
+        batch: with `positives`, `negatives` (B, B), `present` (B, 2), `log_popularity` (B,) and, where words are masked,
+            `masked_words` (M,) and `masked_count`, how many there are in the whole batch, per process.
         progress: share of pre-training done, for terms that decay.
     """
     q, p, u_t, u_v, scale = (features[name] for name in ("q", "p", "u_t", "u_v", "scale"))
@@ -129,11 +129,12 @@ def objectives(
         shown = present[:, 1]
         terms["query_image"] = contrast(q, u_v, scale, positives & shown, negatives & shown)
     if "title_image_logits" in features:
-        terms["title_image_matching"] = matching(features["title_image_logits"], batch["valid"])
+        terms["title_image_matching"] = matching(features["title_image_logits"], both)
     if "query_product_logits" in features:
-        terms["query_product_matching"] = matching(features["query_product_logits"], torch.ones_like(batch["valid"]))
+        terms["query_product_matching"] = matching(features["query_product_logits"], torch.ones_like(both))
     if "word_logits" in features:
-        terms["masked_language"] = F.cross_entropy(features["word_logits"].float(), batch["masked_words"])
+        words = F.cross_entropy(features["word_logits"].float(), batch["masked_words"], reduction="sum")
+        terms["masked_language"] = words / batch["masked_count"]
     if "q_plus" in features:
         target = p.detach() if keywords.detach_product else p
         if weights.keyword_enhanced:

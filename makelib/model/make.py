@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from makelib.data.text import encode
 from makelib.model.encoders import ImageEncoder, ImagePool, QueryEncoder, TitleEncoder, mean_pool, text_config
 from makelib.model.fusion import Product, make_fusion
+from makelib.model.ranks import gather, place
 from makelib.runtime import UserError, fingerprint, progress
 from makelib.settings import FUSIONS, Model, Objectives, Text
 
@@ -213,7 +214,8 @@ class MakeModel(PreTrainedModel):
 
         Always `q, p (B, d)`, `u_t, u_v (B, d)`, `w (B, 2)`, `scale`. With `enriched_*` in the batch: `q_plus (B, d)`.
         With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_logits (M, vocabulary)` at the masked
-        positions. The matching heads add `title_image_logits` and `query_product_logits` (2B,): first half true pairs.
+        positions. The matching heads add `title_image_logits` and `query_product_logits` (B, 2): of true pairs, and of pairs with one
+        sampled product of all processes' rows.
         """
         mask, present = batch["title_mask"], batch["present"]
         H_q = self.query_states(batch["query_ids"], batch["query_mask"])
@@ -239,20 +241,20 @@ class MakeModel(PreTrainedModel):
             states = self.fusion(H_m, mask, H_v, u_m, u_v, present).tokens
             features["word_logits"] = self.word_head(states[batch["masked_at"]])
         if hasattr(self, "title_image_head") and self.sees_title and self.sees_image:
-            other = _hard_negatives(features["scale"] * u_t @ u_v.T, batch["negatives"] & (present[:, 1] > 0))
+            shown = batch["negatives"] & (gather(present)[:, 1] > 0)
+            other = _hard_negatives(features["scale"] * u_t @ gather(u_v).T, shown, batch["draws"][:, 0])
             patches = H_v.new_ones(H_v.shape[:2])
-            features["title_image_logits"] = torch.cat(
-                [self.title_image_head(H_t, mask, H_v, patches), self.title_image_head(H_t, mask, H_v[other], patches)]
+            features["title_image_logits"] = torch.stack(
+                [self.title_image_head(H_t, mask, V, patches) for V in (H_v, gather(H_v)[other])], dim=1
             )
         if hasattr(self, "query_product_head"):
-            other = _hard_negatives(features["scale"] * features["q"] @ product.embedding.T, batch["negatives"])
+            similar = features["scale"] * features["q"] @ gather(product.embedding).T
+            other = _hard_negatives(similar, batch["negatives"], batch["draws"][:, 1])
             states = torch.cat([H_t, H_v], dim=1)  # (B, L + P, D)
             seen = torch.cat([mask * present[:, :1], present[:, 1:].expand(len(H_v), H_v.shape[1])], dim=1)
-            features["query_product_logits"] = torch.cat(
-                [
-                    self.query_product_head(H_q, batch["query_mask"], states, seen),
-                    self.query_product_head(H_q, batch["query_mask"], states[other], seen[other]),
-                ]
+            pairs = ((states, seen), (gather(states)[other], gather(seen)[other]))
+            features["query_product_logits"] = torch.stack(
+                [self.query_product_head(H_q, batch["query_mask"], *pair) for pair in pairs], dim=1
             )
         return features
 
@@ -401,10 +403,16 @@ def with_further(
     (M,), the position in `rows` that each of these belongs to."""
     if further is None or not len(further[1]):
         return pixels, np.zeros(0, np.int64)
-    begin, end = (np.searchsorted(further[1], rows, side) for side in ("left", "right"))
-    owner = np.repeat(np.arange(len(rows)), end - begin)
-    places = np.arange(len(owner)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin) + begin[owner]
+    places, owner = further_of(further[1], rows)
     return np.concatenate([pixels, further[0][places]]), owner
+
+
+def further_of(owners: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the further photographs of products `rows` stand, and the position in `rows` that each belongs to, int64 (M,) both;
+    `owners` int64, ascending, is the product of every further photograph."""
+    begin, end = (np.searchsorted(owners, rows, side) for side in ("left", "right"))
+    owner = np.repeat(np.arange(len(rows)), end - begin)
+    return np.arange(len(owner)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin) + begin[owner], owner
 
 
 class _evaluating:
@@ -421,13 +429,16 @@ class _evaluating:
         self.model.train(self.training)
 
 
-def _hard_negatives(logits: Tensor, negatives: Tensor) -> Tensor:
-    """For each row one column sampled in proportion to exp(logits) among its negatives, int64 (B,).
+def _hard_negatives(logits: Tensor, negatives: Tensor, draws: Tensor) -> Tensor:
+    """For each row one column sampled in proportion to exp(logits) among its negatives, int64 (b,).
 
-    A row without any negative takes its neighbour, so that shapes stay; `negatives` keeps false ones out [METHOD: a trap].
+    A row without any negative takes the next one's product, so that shapes stay; `negatives` keeps false ones out [METHOD: a trap].
+    Args: logits (b, B) and negatives bool (b, B), rows of this process; draws (b,), uniform in [0, 1).
     """
+    b, B = logits.shape
     logits = logits.detach().float().masked_fill(~negatives, -1e4)
     chance = (logits - logits.amax(dim=1, keepdim=True)).exp() * negatives
-    empty = ~negatives.any(dim=1)
-    chance[empty] = torch.eye(len(logits), device=logits.device).roll(1, dims=1)[empty]
-    return torch.multinomial(chance, 1).squeeze(1)
+    following = (torch.arange(b, device=logits.device) + place()[0] * b + 1) % B
+    chance = torch.where(negatives.any(dim=1, keepdim=True), chance, F.one_hot(following, B))
+    reached = chance.cumsum(dim=1)
+    return torch.searchsorted(reached, draws[:, None] * (1 - 1e-6) * reached[:, -1:], right=True).squeeze(1)

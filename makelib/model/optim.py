@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed.nn
 
 from makelib.model.make import MakeModel
 from makelib.settings import Settings

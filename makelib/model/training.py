@@ -1,7 +1,8 @@
 """The training loop: batches, optimiser, checkpoints, resume, progress. Pre-training, then (optionally) fine-tuning.
 
-Every random choice of a step is drawn from (seed, stage, step), so a run that was killed and resumed gives the same weights as
-one that was not, and two processes with half a batch each see what one process with the whole batch sees.
+Every random choice of a step is drawn from (seed, stage, step) for the rows of all processes, so a run that was killed and resumed
+gives the same weights as one that was not, and two processes with half a batch each do what one with the whole batch does
+(with `model.dropout` its masks differ). What is decided, the main process decides.
 Knows nothing of indexes or test queries.
 """
 
@@ -9,30 +10,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-import torch.distributed.nn
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from makelib.data.catalog import Catalog
-from makelib.model.batches import STAGES, Batches, tokenizer_for
+from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.losses import objectives
 from makelib.model.make import MakeModel
 from makelib.model.optim import learning_rate, make_optimizer
+from makelib.model.ranks import accelerator as accelerator_for
+from makelib.model.ranks import broadcast_weights, decided, gather, join_batch_norms, lost_peers, place
 from makelib.model.warmup import warm_up_images
 from makelib.runtime import UserError, atomic_file, fingerprint, progress
-from makelib.settings import Settings, to_dict
+from makelib.settings import Objectives, Settings, to_dict
 
-#: features that every process needs of every other's rows
-GATHERED = ("q", "p", "u_t", "u_v", "w", "q_plus", "p_hard")
+#: features and masks that every process needs of every other's rows
+GATHERED = ("q", "p", "u_t", "u_v", "w", "q_plus", "p_hard", "title_image_logits", "query_product_logits")
+GATHERED_PAIRS = ("positives", "negatives")
+#: steps between two looks at the numbers; in between the host only sends work ahead
+LOG = 10
 
 
 def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) -> float:
@@ -41,16 +46,16 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
     rows = np.random.default_rng(0).permutation(rows)[: settings.evaluation.validation_queries]
     if len(rows) == 0:
         return float("nan")
-    titles, size = catalog.products["title"].fillna("").tolist(), settings.model.image_size
-    products = torch.from_numpy(
-        model.encode_products(titles, *catalog.images(size), catalog.further_images(size)).embedding
-    )
-    queries = torch.from_numpy(model.encode_queries(catalog.queries["query"].iloc[rows].tolist()))
-    found = (queries @ products.T).topk(min(100, len(catalog)), dim=1).indices.numpy()
-    full = catalog.relevance(rows) >= 1.0
-    counts = full.sum(axis=1)
-    recall = np.take_along_axis(full, found, axis=1).sum(axis=1)[counts > 0] / counts[counts > 0]
-    return float(recall.mean()) if len(recall) else float("nan")
+    products = torch.from_numpy(encoded(model, catalog))
+    found, counts = [], []
+    for part in np.array_split(rows, -(-len(rows) // 32)):  # few rows of relevance at a time
+        queries = torch.from_numpy(model.encode_queries(catalog.queries["query"].iloc[part].tolist()))
+        best = (queries @ products.T).topk(min(100, len(catalog)), dim=1).indices.numpy()
+        full = catalog.relevance(part) >= 1.0
+        counts.append(full.sum(axis=1))
+        found.append(np.take_along_axis(full, best, axis=1).sum(axis=1))
+    found, counts = np.concatenate(found), np.concatenate(counts)
+    return decided(float((found / counts)[counts > 0].mean()) if counts.any() else float("nan"))
 
 
 def train(
@@ -68,16 +73,15 @@ def train(
     every `checkpoint_every` steps, `folder/checkpoint`. `on_step(stage, step, steps)` is called after each step;
     `stop_after` ends the process's part after so many steps, as a kill would (for tests of resuming).
 
-    Raises `UserError` on a loss that is not finite, or a checkpoint of other settings.
+    Raises `UserError` on a loss that is not finite, a checkpoint of other settings, or another process that vanished.
     """
-    folder = Path(folder)
+    with lost_peers():
+        return _train(catalog, settings, seed, Path(folder), on_step, stop_after)
+
+
+def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
     training = settings.training
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    on_gpu = torch.cuda.is_available()
-    precision = {"auto": ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no", "fp32": "no"}.get(
-        training.precision, training.precision
-    )
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
+    accelerator = accelerator_for(training.precision)
     torch.manual_seed(seed)
     tokenizer = tokenizer_for(catalog, settings)
     model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer)
@@ -85,54 +89,59 @@ def train(
         with accelerator.main_process_first():
             seeing = warm_up_images(catalog, settings)
         model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
-    batches = Batches(
-        catalog, tokenizer, settings, seed, rank=accelerator.process_index, world=accelerator.num_processes
-    )  # fmt: skip
+    join_batch_norms(model)
+    with accelerator.main_process_first():  # who comes first fills the catalogue's cache
+        batches = Batches(catalog, tokenizer, settings, seed)
     optimizer = make_optimizer(model, settings)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     identity = fingerprint(to_dict(settings), seed, catalog.fingerprint)
     state, best = TrainingState(curves=[]), copied_weights(model)
-    if (folder / "checkpoint").is_dir():
+    if decided((folder / "checkpoint").is_dir()):
         state, best = load_checkpoint(folder / "checkpoint", model, optimizer, identity)
     steps_of = {"pretrain": training.steps, "finetune": training.finetune_steps}
     taken = 0
     for stage in STAGES[STAGES.index(state.stage) :]:
         if stage != state.stage:
             model.load_state_dict(best)
+            broadcast_weights(model)
             optimizer = accelerator.prepare(make_optimizer(model, settings))
             state.stage, state.step, state.stale = stage, 0, 0
         steps = steps_of[stage]
         if stage == "finetune" and steps:
             batches.mined = _hard_negatives(folder / "hard_negatives.npy", batches, model, fresh=state.step == 0)
+        if stage == "pretrain" and not state.curves:
+            state.best = validation_recall(model, catalog, settings)
+            state.curves.append({"stage": stage, "step": 0, "validation Recall@100": state.best})
         every = max(1, round(steps / max(1, training.evaluations)))
         bar = progress(
             description=stage, total=steps, unit="step", disable=on_step is not None or not accelerator.is_main_process
         )
         bar.update(state.step)
-        clock = time.perf_counter()
-        while state.step < steps:
-            if stage == "pretrain" and state.step == 0 and not state.curves:
-                state.best = _record(
-                    state, stage, 0, {"validation Recall@100": validation_recall(model, catalog, settings)}
-                )
-            row = _step(wrapped, model, optimizer, accelerator, batches, settings, stage, state.step, steps, seed)
+        pending, clock = [], time.perf_counter()
+        for batch in prepared(batches, stage, range(state.step, steps)):
+            row = _step(wrapped, model, optimizer, accelerator, batch, settings, stage, state.step, steps, seed)
+            pending.append(row)
             state.step += 1
             taken += 1
-            seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            row["triples per second"] = training.batch_size * accelerator.num_processes / seconds
-            if state.step % every == 0 or state.step == steps:
+            measured = state.step % every == 0 or state.step == steps
+            saved = state.step % training.checkpoint_every == 0
+            if measured or saved or state.step % LOG == 0:
+                read = _read(pending, accelerator, stage, state.step)
+                speed = training.batch_size * len(read) / (time.perf_counter() - clock)
+                state.curves += [row | {"triples per second": speed} for row in read]
+                bar.set_postfix(loss=f"{read[-1]['loss']:.3f}", triples=f"{speed:.0f}/s", refresh=False)
+                pending, clock = [], time.perf_counter()
+            if measured:
                 recall = validation_recall(model, catalog, settings)
-                row["validation Recall@100"] = recall
+                state.curves[-1]["validation Recall@100"] = recall
                 state.stale = 0 if recall > state.best else state.stale + 1
                 if not recall <= state.best:  # also where there is nothing to validate on (NaN): the last model counts
                     state.best, best = recall, copied_weights(model)
                 clock = time.perf_counter()
-            _record(state, stage, state.step, row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", triples=f"{row['triples per second']:.0f}/s", refresh=False)
             bar.update()
             if on_step is not None:
                 on_step(stage, state.step, steps)
-            if state.step % training.checkpoint_every == 0 and accelerator.is_main_process:
+            if saved and accelerator.is_main_process:
                 save_checkpoint(folder / "checkpoint", model, optimizer, state, best, identity)
             if stop_after is not None and taken >= stop_after:
                 return model
@@ -140,14 +149,24 @@ def train(
                 break
         bar.close()
     model.load_state_dict(best)
+    broadcast_weights(model)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(state.curves).to_parquet(folder / "curves.parquet", index=False)
     return model
 
 
-def _step(wrapped, model, optimizer, accelerator, batches, settings, stage, step, steps, seed) -> dict[str, float]:
-    """One optimiser step; returns what the curves show of it."""
+def prepared(batches: Batches, stage: str, steps: range) -> Iterator[Batch]:
+    """The batches of `steps`, in order; a thread makes the next one while this one is learned from."""
+    with ThreadPoolExecutor(1) as worker:
+        following = deque(worker.submit(batches, stage, step) for step in steps[:1])
+        for step in steps:
+            following.extend(worker.submit(batches, stage, later) for later in steps[step - steps.start + 1 :][:1])
+            yield following.popleft().result()
+
+
+def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, steps, seed) -> dict[str, Tensor]:
+    """One optimiser step; returns what the curves show of it, still on the device: nothing here waits for it."""
     training, weights = settings.training, settings.objectives
     if stage == "finetune":
         weights = type(weights)(
@@ -158,26 +177,21 @@ def _step(wrapped, model, optimizer, accelerator, batches, settings, stage, step
                 for name in weights.__dataclass_fields__
             }
         )
-    torch.manual_seed(
-        int(np.random.SeedSequence([seed, STAGES.index(stage), step, accelerator.process_index]).generate_state(1)[0])
-    )
+    dropout = np.random.SeedSequence(seed, spawn_key=(STAGES.index(stage), step, accelerator.process_index))
+    torch.manual_seed(int(dropout.generate_state(1)[0]))
     wrapped.train()
-    batch = batches(stage, step)
-    inputs, pairs = ({name: tensor.to(accelerator.device) for name, tensor in part.items()} for part in batch)
+    inputs, pairs = (
+        {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()} for part in batch
+    )
     rate = learning_rate(step, steps, settings) / (5 if stage == "finetune" else 1)
     for group in optimizer.param_groups:
         group["lr"] = rate
     with accelerator.autocast():
-        features = gather(wrapped(inputs), accelerator.num_processes)
+        features = gathered(wrapped(inputs), GATHERED)
+        pairs = gathered(pairs, GATHERED_PAIRS)
         done = step / max(1, steps) if stage == "pretrain" else 1.0
         terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
         loss = sum(getattr(weights, name) * term for name, term in terms.items())
-    if not torch.isfinite(loss):
-        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-        raise UserError(
-            f"The loss is not finite at {stage} step {step + 1} ({', '.join(bad)}). "
-            "Lower training.learning_rate or training.clip, or set training.precision to fp32; the last checkpoint is kept."
-        )
     optimizer.zero_grad()
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
@@ -185,36 +199,46 @@ def _step(wrapped, model, optimizer, accelerator, batches, settings, stage, step
     with torch.no_grad():
         model.logit_scale.clamp_(0.0, math.log(100.0))
     off = ~torch.eye(len(pairs["positives"]), dtype=torch.bool, device=accelerator.device)
-    return {
-        "loss": loss.item(),
-        **{name: term.item() for name, term in terms.items()},
-        "learning rate": rate,
-        "gradient norm": float(norm),
-        "logit scale": features["scale"].item(),
-        "masked pairs": (~pairs["negatives"] & off).sum().item() / off.sum().item(),
-        "image weight": features["w"][:, 1].mean().item(),
+    row = {
+        "loss": loss,
+        **terms,
+        "learning rate": torch.tensor(rate),
+        "gradient norm": norm,
+        "logit scale": features["scale"],
+        "masked pairs": (~pairs["negatives"] & off).sum() / off.sum(),
+        "image weight": features["w"][:, 1].mean(),
     }
+    return {name: tensor.detach().float() for name, tensor in row.items()}
 
 
-def gather(features: dict[str, Tensor], world: int) -> dict[str, Tensor]:
-    """Rows of all processes for the features that losses contrast, with gradients to the process that they came from."""
-    if world == 1:
-        return features
-    return {
-        name: torch.cat(torch.distributed.nn.all_gather(tensor)) if name in GATHERED else tensor
-        for name, tensor in features.items()
-    }
+def _read(rows: list[dict[str, Tensor]], accelerator, stage: str, step: int) -> list[dict]:
+    """Rows of the curves up to `step` as numbers, means over processes: the one place where the host waits for the device.
+
+    Raises `UserError` at the first loss that is not finite.
+    """
+    values = torch.stack([tensor.to(accelerator.device) for row in rows for tensor in row.values()])
+    numbers = iter(accelerator.reduce(values, "mean").tolist())
+    read = []
+    for at, row in enumerate(rows, step - len(rows) + 1):
+        read.append({"stage": stage, "step": at, **{name: next(numbers) for name in row}})
+        if not math.isfinite(read[-1]["loss"]):
+            bad = [name for name in Objectives.__dataclass_fields__ if not math.isfinite(read[-1].get(name, 0))]
+            raise UserError(
+                f"The loss is not finite at {stage} step {at} ({', '.join(bad)}). "
+                "Lower training.learning_rate or training.clip, or set training.precision to fp32; the last checkpoint is kept."
+            )
+    return read
+
+
+def gathered(tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """`tensors`, those called `names` with the rows of all processes."""
+    return {name: gather(tensor) if name in names else tensor for name, tensor in tensors.items()}
 
 
 def _hard_negatives(file: Path, batches: Batches, model: MakeModel, *, fresh: bool) -> np.ndarray:
     """Mined once when fine-tuning begins and kept, so that a resumed run goes on with the same ones."""
-    if fresh or not file.is_file():
-        mined = batches.mine(model)
+    mined = batches.mine(model) if decided(fresh or not file.is_file()) else None
+    if mined is not None and place()[0] == 0:
         with atomic_file(file) as draft:
             np.save(draft, mined)
-    return np.load(file)
-
-
-def _record(state: TrainingState, stage: str, step: int, row: dict[str, float]) -> float:
-    state.curves.append({"stage": stage, "step": step, **row})
-    return row.get("validation Recall@100", math.nan)
+    return decided(np.load(file) if place()[0] == 0 else None)

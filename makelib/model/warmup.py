@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-import torch.distributed.nn
 
 from makelib.data.catalog import Catalog
 from makelib.model.batches import augment
@@ -62,7 +61,7 @@ def warm_up_images(catalog: Catalog, settings: Settings) -> Path:
             )  # convolutions with batch norm take larger steps than text
         chosen = random.choice(len(rows), size, replace=False)
         target = torch.from_numpy(said[chosen].toarray()).float().to(device)
-        shown = augment(pixels[chosen], random) if training.augment_images else pixels[chosen]
+        shown = augment(pixels[chosen], random.random((size, 4))) if training.augment_images else pixels[chosen]
         logits = words(mean_pool(encoder(torch.from_numpy(shown).to(device))))
         loss = torch.nn.functional.cross_entropy(logits, target / target.sum(dim=1, keepdim=True))
         optimizer.zero_grad()

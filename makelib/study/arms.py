@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from makelib.data.catalog import Catalog
+from makelib.model.ranks import decided, place
 from makelib.model.training import train
 from makelib.runtime import atomic_file, set_threads
 from makelib.search.retriever import Retriever
@@ -59,6 +60,13 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
             (target / "steps").write_text(str(before[stage] + step))
 
     model = train(catalog, settings, seed, target, on_step=on_step)
+    if place()[0] == 0:
+        _judge(label, model, catalog, settings, seed, target, began)
+    decided(None)  # the other processes wait until the arm is done
+
+
+def _judge(label: str, model, catalog: Catalog, settings: Settings, seed: int, target: Path, began: float) -> None:
+    """Index and judge a trained arm."""
     retriever = Retriever.build(label, model, catalog, settings.index)
     retriever.save(target)
     rows = queries_of(catalog, settings)

@@ -136,8 +136,8 @@ def test_distillation_is_the_divergence_and_trains_only_the_student():
 
 
 def test_matching_starts_at_its_prior_and_skips_rows_that_lack_a_modality():
-    assert matching(torch.zeros(6), torch.ones(3, dtype=torch.bool)).item() == pytest.approx(math.log(2))
-    logits = torch.tensor([5.0, -9.0, -5.0, 9.0])
+    assert matching(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool)).item() == pytest.approx(math.log(2))
+    logits = torch.tensor([[5.0, -5.0], [-9.0, 9.0]])
     assert matching(logits, torch.tensor([True, False])).item() == pytest.approx(math.log1p(math.exp(-5)), rel=1e-4)
     assert matching(logits, torch.tensor([False, False])).item() == 0
 

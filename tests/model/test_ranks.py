@@ -1,0 +1,125 @@
+"""Several processes are one: the real model, batch and objectives on two gloo ranks against one process.
+
+Both ranks are started once, do every job in turn and leave what they saw; one process then does the same jobs.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_training import tiny, toy  # the catalogue whose colours are seen and whose brands are told
+
+from makelib.data.catalog import Catalog
+from makelib.model.ranks import accelerator
+from makelib.model.training import train
+from makelib.runtime import UserError
+
+EVERYTHING = {
+    "training.steps": 20, "training.finetune_steps": 2, "training.evaluations": 3, "training.patience": 4,
+    "training.checkpoint_every": 4, "training.learning_rate": 1e-3, "training.word_dropout": 0.15,
+    "training.augment_images": True, "training.image_warmup": 0,
+    "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
+}  # fmt: skip
+
+
+def job(folder, name, stop=None):
+    """Train to the end, or stop after some steps; leaves the model's weights beside the curves."""
+    model = train(
+        Catalog.open(folder / "catalogue"),
+        tiny(**EVERYTHING),
+        0,
+        folder / name,
+        on_step=lambda *_: None,
+        stop_after=stop,
+    )
+    weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / f"{name}-{os.environ.get('RANK', 'alone')}.safetensors")
+
+
+def rank(number, port, folder):
+    os.environ.update(
+        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    job(folder, "together")
+    job(folder, "one goes on", stop=12)
+    job(folder, "two go on")
+
+    def killed(stage, step, steps):
+        if number == 1 and step == 3:
+            (folder / "killed").write_text(str(time.time()))
+            os._exit(9)
+
+    try:
+        train(Catalog.open(folder / "catalogue"), tiny(**EVERYTHING), 0, folder / "killed run", on_step=killed)
+    except UserError as error:
+        (folder / "survivor.json").write_text(json.dumps([time.time(), str(error)]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    toy(folder / "catalogue")
+    torch.set_num_threads(1)
+    job(folder, "alone")
+    job(folder, "two go on", stop=12)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=rank, args=(number, port, folder)) for number in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=270)
+        process.kill()
+    job(folder, "one goes on")
+    return folder
+
+
+def weights(folder, name):
+    return safetensors.torch.load_file(folder / f"{name}.safetensors")
+
+
+def curves(folder, name):
+    return pd.read_parquet(folder / name / "curves.parquet").drop(columns="triples per second")
+
+
+@pytest.mark.parametrize("name", ["together", "one goes on", "two go on"])
+def test_losses_gradients_and_decisions_are_those_of_one(folder, name):
+    """Through pre-training with every objective, early stopping, mined negatives and fine-tuning, 1e-5 in all that is logged."""
+    pd.testing.assert_frame_equal(curves(folder, name), curves(folder, "alone"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["together-0", "one goes on-alone", "two go on-0"])
+def test_weights_are_those_of_one(folder, name):
+    ours, theirs = weights(folder, name), weights(folder, "alone-alone")
+    assert {key for key in ours if not torch.allclose(ours[key].double(), theirs[key].double(), atol=1e-5)} == set()
+
+
+def test_both_ranks_return_one_model(folder):
+    one, other = weights(folder, "together-0"), weights(folder, "together-1")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_killed_rank_ends_the_other_with_one_line(folder):
+    ended, said = json.loads((folder / "survivor.json").read_text())
+    assert ended - float((folder / "killed").read_text()) < 60
+    assert "Another process of this training ended" in said
+    assert "\n" not in said
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("makelib.model.ranks.Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
+    with pytest.raises(UserError, match=r"2 processes were started .* but 1 train together"):
+        accelerator("fp32")
