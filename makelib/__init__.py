@@ -16,6 +16,7 @@ import importlib
 __version__ = "0.1.0"
 
 _DOOR = {
+    "AblationExplorer": "makelib.workbook.ablations.widget",
     "Catalog": "makelib.data.catalog",
     "MakeModel": "makelib.model.make",
     "ProductIndex": "makelib.search.index",
@@ -24,7 +25,7 @@ _DOOR = {
     "QueryExplorer": "makelib.workbook.explorer.widget",
 }
 
-__all__ = ["Catalog", "Experiment", "MakeModel", "ProductIndex", "QueryExplorer", "Retriever"]
+__all__ = ["AblationExplorer", "Catalog", "Experiment", "MakeModel", "ProductIndex", "QueryExplorer", "Retriever"]
 
 
 def __getattr__(name: str) -> object:

@@ -64,14 +64,14 @@ def train(
     seed: int,
     folder: Path,
     *,
-    on_step: Callable[[str, int, int], None] | None = None,
+    on_step: Callable[[str, int, list[dict[str, float]]], None] | None = None,
     stop_after: int | None = None,
 ) -> MakeModel:
     """Train a model from the first step, or from the checkpoint that `folder` holds, to the end; returns the best one.
 
     Best is by validation Recall@100, measured at step 0 and `training.evaluations` times. Writes `folder/curves.parquet` and,
-    every `checkpoint_every` steps, `folder/checkpoint`. `on_step(stage, step, steps)` is called after each step;
-    `stop_after` ends the process's part after so many steps, as a kill would (for tests of resuming).
+    every `checkpoint_every` steps, `folder/checkpoint`. `on_step(stage, step, curves)` is called after each step with
+    the curves so far; `stop_after` ends the process's part after so many steps, as a kill would (for tests of resuming).
 
     Raises `UserError` on a loss that is not finite, a checkpoint of other settings, or another process that vanished.
     """
@@ -140,7 +140,7 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
                 clock = time.perf_counter()
             bar.update()
             if on_step is not None:
-                on_step(stage, state.step, steps)
+                on_step(stage, state.step, state.curves)
             if saved and accelerator.is_main_process:
                 save_checkpoint(folder / "checkpoint", model, optimizer, state, best, identity)
             if stop_after is not None and taken >= stop_after:

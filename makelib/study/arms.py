@@ -21,6 +21,9 @@ from makelib.search.retriever import Retriever
 from makelib.settings import Settings, from_dict, write_yaml
 from makelib.study.metrics import evaluate
 
+#: what an arm notes of its steps while it trains, for whoever looks on; a line of JSON each
+LIVE = "live.jsonl"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -55,9 +58,19 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
     write_yaml(settings, target / "settings.yaml")
     before = {"pretrain": 0, "finetune": settings.training.steps}
 
-    def on_step(stage: str, step: int, steps: int) -> None:
-        if step % 5 == 0 or step == steps:
+    noted = 0
+    (target / LIVE).unlink(missing_ok=True)
+
+    def on_step(stage: str, step: int, curves: list[dict[str, float]]) -> None:
+        nonlocal noted
+        if step % 5 == 0 or len(curves) > noted:
             (target / "steps").write_text(str(before[stage] + step))
+        with (target / LIVE).open("a", encoding="utf-8") as live:
+            for row in curves[noted:]:
+                line = {"step": before[row["stage"]] + row["step"]}
+                line |= {name: row[name] for name in ("loss", "validation Recall@100") if name in row}
+                print(json.dumps(line), file=live)
+        noted = len(curves)
 
     model = train(catalog, settings, seed, target, on_step=on_step)
     if place()[0] == 0:

@@ -121,7 +121,11 @@ class Experiment:
             raise UserError(
                 f"Unknown variant {variant!r} of {study}. Choose among: {', '.join(STUDIES.get(study, {}))}."
             )
-        settings = self.settings.replace(**STUDIES[study][variant])
+        return self.changed(STUDIES[study][variant], seed, study, variant)
+
+    def changed(self, changes: dict[str, Any], seed: int, study: str, variant: str) -> Arm:
+        """The arm of any settings, by what they change, such as `{"model.fusion": "gate"}`; `study` and `variant` name it."""
+        settings = self.settings.replace(**changes)
         parts = {
             name: to_dict(settings)[name]
             for name in ("text", "model", "keywords", "objectives", "training", "index", "evaluation")

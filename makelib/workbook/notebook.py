@@ -26,6 +26,7 @@ from makelib.model.make import MakeModel
 from makelib.runtime import set_threads
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings
+from makelib.study import metrics
 from makelib.study.baselines import bm25_run
 from makelib.study.experiment import Experiment
 from makelib.study.metrics import evaluate
@@ -263,7 +264,7 @@ def cells(experiment: Experiment, variants: Mapping[str, str], study: str = "mak
     for name, variant in variants.items():
         retriever = experiment.retriever(variant, study=study)
         found, _ = retriever.index.search(retriever.model.encode_queries(texts), 100)
-        means[name] = cells(catalog, rows, found).mean()
+        means[name] = metrics.cells(catalog, rows, found).mean()
     return pd.DataFrame(means).T.round(3)
 
 

@@ -12,9 +12,8 @@ import dataclasses
 import functools
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,15 @@ from makelib.search import explain
 from makelib.search.retriever import Retriever
 from makelib.study.experiment import Experiment
 from makelib.workbook.explorer import html as draw
+from makelib.workbook.explorer.live import Live, Overtaken
 from makelib.workbook.explorer.state import ANEW, SEARCH_BY, SIZES, State
 from makelib.workbook.explorer.views import Views, telling_queries
 
-#: seconds without a key until what was typed is searched, and until a search that still runs says so
-DEBOUNCE, PATIENCE = 0.08, 0.25
+#: seconds without a key until what was typed is searched
+DEBOUNCE = 0.08
 
 
-class QueryExplorer:
+class QueryExplorer(Live):
     """Type a query, see products, see why; one line in a notebook.
 
     Args:
@@ -55,6 +55,7 @@ class QueryExplorer:
         queries: Mapping[str, str] | Sequence[str] | None = None,
         state: State | Path | str | None = None,
     ) -> None:
+        super().__init__()
         self.views = Views(source)
         if queries is None:
             queries = telling_queries(self.views.open(self.views.names[0]))
@@ -67,13 +68,8 @@ class QueryExplorer:
         self.state = self.views.check(state or State(query=first, k=k))
         #: queries asked so far, in order
         self.history: list[str] = []
-        # JupyterLab hands a widget's messages to a thread of their own, but the first ones to the kernel's: two threads, two
-        # loops. Whoever changes anything holds the lock; whoever was overtaken meanwhile sees it by its number.
-        self._lock = threading.RLock()
-        self._turn = self._keys = 0
-        self._drawing: asyncio.Task | None = None
+        self._keys = 0
         self._unfinished = False
-        self._quiet = False
         self._ids: list[str] = []
 
     # -- views for a notebook cell --------------------------------------------------------------------------------
@@ -216,24 +212,6 @@ class QueryExplorer:
         self._draw(at_once=True)
         return box
 
-    def _guard(self, action: Callable[[Any], None]) -> Callable[[Any], None]:
-        """A callback that shows what goes wrong as a sentence; errors in widget callbacks would otherwise vanish."""
-
-        def guarded(event: Any) -> None:
-            with self._lock:
-                if not self._quiet:
-                    try:
-                        action(event)
-                    except Exception as error:
-                        self._complain(error)
-
-        return guarded
-
-    def _complain(self, error: Exception) -> None:
-        known = isinstance(error, UserError)
-        self.alert.value = draw.alert(str(error) if known else f"That did not work ({type(error).__name__}: {error}).")
-        self._set_controls()
-
     def _change(self, **changes: Any) -> None:
         self.state = self.views.check(dataclasses.replace(self.state, **changes))
         self._draw()
@@ -332,21 +310,9 @@ class QueryExplorer:
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
-    def _draw(self, at_once: bool = False, typing: bool = False) -> None:
-        """Draw the state; in a kernel that is a task, which ends where it finds that a newer state overtook it."""
-        self._turn += 1
-        try:
-            loop = None if at_once else asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        drawing = self._show(self.state, self._turn, loop, typing)
-        if loop is not None:
-            self._drawing = loop.create_task(drawing)
-        else:
-            with contextlib.suppress(StopIteration):
-                drawing.send(None)  # without a loop it waits for nothing, and one push takes it to its end
-
-    async def _show(self, state: State, turn: int, loop: asyncio.AbstractEventLoop | None, typing: bool) -> None:
+    async def _show(
+        self, state: State, turn: int, loop: asyncio.AbstractEventLoop | None, typing: bool = False
+    ) -> None:
         """Results first, then the slower why panel."""
         try:
             began = time.perf_counter()
@@ -369,39 +335,6 @@ class QueryExplorer:
         except Exception as error:
             with contextlib.suppress(Overtaken), self._at(turn):
                 self._complain(error)
-
-    @contextlib.contextmanager
-    def _at(self, turn: int) -> Iterator[None]:
-        """Everything in one hand, for whoever is not `Overtaken`."""
-        with self._lock:
-            if turn != self._turn:
-                raise Overtaken
-            yield
-
-    async def _ask(
-        self,
-        turn: int,
-        loop: asyncio.AbstractEventLoop | None,
-        place: widgets.HTML,
-        said: str,
-        question: Callable[[State], Any],
-        state: State,
-    ) -> Any:
-        """The answer to a question; a kernel asks in a thread, so that it hears what is typed meanwhile, and after a moment
-        says in `place` that it works."""
-
-        def asked() -> Any:
-            with self._at(turn):  # not worth asking where it had to queue until a newer one came
-                pass
-            return question(state)
-
-        if loop is None:
-            return asked()
-        working = loop.run_in_executor(None, asked)
-        if not (await asyncio.wait([working], timeout=PATIENCE))[0]:
-            with contextlib.suppress(Overtaken), self._at(turn):
-                place.value = draw.working(said)
-        return await working
 
     def _fill(self, cards: Sequence[str]) -> None:
         """Cards into the grid; cells are made once and used again."""
@@ -436,7 +369,3 @@ class QueryExplorer:
             self.explain.value = 1 + self._ids.index(state.selected) if state.selected in self._ids else 0
         finally:
             self._quiet = False
-
-
-class Overtaken(Exception):
-    """A newer state is being drawn; whoever raises this draws no more."""
