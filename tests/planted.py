@@ -16,7 +16,7 @@ GAINS = {"title": 0.0, "adaptive": 0.3, "joint": -0.3}
 def planted_run(folder, hostile=True, seeds=(0, 1), gains=GAINS):
     """An `Experiment` in `folder`: arms of Modal Adaptation with scores of three test queries, which the gains shift."""
     catalog = hostile_catalog(folder / "catalogue", hostile=hostile)
-    settings = preset("smoke").replace(seeds=list(seeds), **{"evaluation.resamples": 50})
+    settings = preset("smoke").replace(seeds=list(seeds))
     experiment = Experiment(folder / "run", settings, catalog)
     experiment.run.mkdir()
     write_yaml(settings, experiment.run / "settings.yaml")
