@@ -15,7 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from makelib.runtime import UserError
+from makelib.runtime import Stopped, UserError, meant
 
 #: what goes wrong with a disk that a person can mend: full, over quota, over a limit, read-only, not allowed
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -74,7 +74,7 @@ def train(given: Namespace) -> None:
     study = next((study for study, variants in STUDIES.items() if given.variant in variants), None)
     if study is None:
         known = dict.fromkeys(variant for variants in STUDIES.values() for variant in variants)
-        raise UserError(f"There is no variant {given.variant!r}. Choose one of: {', '.join(known)}.")
+        raise UserError(f"There is no variant {given.variant!r}; {meant(given.variant, known)}")
     experiment = Experiment.open(_run(given), given.preset, given.catalog, 0, overrides(given.set))
     arm = experiment.arm(study, given.variant, given.seed)
     experiment.train([arm])
@@ -106,12 +106,18 @@ def index(given: Namespace) -> None:
 
 
 def search(given: Namespace) -> None:
+    from makelib.search.explain import GUESS, knows
     from makelib.search.retriever import Retriever
     from makelib.study.experiment import find_model
 
-    if not given.query.strip():
+    query = os.fsencode(given.query).decode("utf-8", "replace")  # as it was typed, also where the locale is not UTF-8
+    if not query.strip():
         raise UserError('The query is empty; write some words, such as "red striped dress".')
-    hits = Retriever.open(find_model(given.run, given.variant)).search(given.query, given.k).drop(columns="row")
+    retriever = Retriever.open(find_model(given.run, given.variant))
+    hits = retriever.search(query, given.k).drop(columns="row")
+    if not knows(retriever.catalog, query):
+        print(f"makelib: {GUESS}.", file=sys.stderr, flush=True)
+        hits.insert(0, "guess", True)
     print(hits.to_json(orient="records", force_ascii=False, indent=2) if given.json else _table(hits))
 
 
@@ -295,11 +301,9 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 def _run(given: Namespace) -> Path:
     """The run folder; without one, a name that says preset and catalogue."""
-    if given.run:
-        return given.run
-    if given.catalog == "bazaar":
-        return Path("reports") / given.preset
-    return Path("reports") / f"{given.preset}-{Path(given.catalog.removeprefix('hub:')).name}"
+    from makelib.study.experiment import run_folder
+
+    return given.run or run_folder(given.preset, given.catalog)
 
 
 def _check_out(out: Path | None) -> None:
@@ -321,21 +325,35 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that children are stopped, as after Ctrl-C
     try:
         given = parser().parse_args(words)
-        return given.command(given) or 0
+        code = given.command(given) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"makelib: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        _hush()
+        return 0
     except OSError as error:
         if error.errno not in DISK:
             raise
         print(f"makelib: {error}. Nothing half-written was kept; make room or choose another folder.", file=sys.stderr)
+        _hush()
         return 2
+    except Stopped as stopped:
+        print(f"makelib: {stopped}", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("makelib: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+
+
+def _hush() -> None:
+    """What standard output still holds has nowhere to go, and Python would complain of it when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

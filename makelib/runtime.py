@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import difflib
 import glob
 import hashlib
 import importlib.metadata
@@ -34,9 +35,29 @@ PACKAGES = (
 )  # fmt: skip
 
 
-class UserError(Exception):
+class OneLine:
+    """An exception that a person is told in one line: IPython asks it how it wants to be shown."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [" ".join(str(self).split())]
+
+
+class UserError(OneLine, Exception):
     """A mistake the user can mend. Say what is wrong, where, and how to mend it; the command line prints it as one
-    line, without a traceback, and exits with code 2."""
+    line, without a traceback, and exits with code 2. A notebook shows the line, too, and no traceback."""
+
+
+class Stopped(OneLine, KeyboardInterrupt):
+    """The user stopped something; says what is kept and how to go on."""
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a word that is not known: which ones it resembles, or all of them if few."""
+    known = list(known)
+    close = [name for name in known if name.endswith(f".{word}")] or difflib.get_close_matches(word, known, n=2)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there is {', '.join(known)}." if len(known) <= 24 else "makelib/settings.py has them all."
 
 
 def progress(

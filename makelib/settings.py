@@ -7,7 +7,9 @@ The tree holds values only; what they do is said in the module that reads them. 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +17,23 @@ from typing import Any, Literal
 import dacite
 import yaml
 
-from makelib.runtime import UserError, atomic_file
+from makelib.runtime import UserError, atomic_file, meant
 
+#: shares lie between 0 and 1; every other number is at least 0, and these at least what stands here
+SHARES = {
+    "bazaar.title_names_visible", "bazaar.synonyms", "bazaar.no_category", "bazaar.wrong_clicks", "bazaar.missing_title",
+    "bazaar.missing_image", "bazaar.duplicates", "bazaar.cold", "files.hide_share", "model.dropout",
+    "keywords.keyword_dropout", "keywords.model_rule_after", "training.warmup", "training.modality_dropout",
+    "training.word_dropout", "evaluation.alpha",
+}  # fmt: skip
+AT_LEAST = {
+    "bazaar.products": 1, "bazaar.queries": 1, "bazaar.clicks": 1, "bazaar.image_size": 8, "text.vocabulary": 1,
+    "text.query_tokens": 3, "text.title_tokens": 3, "text.enriched_tokens": 3, "model.dim": 1, "model.width": 1,
+    "model.text_layers": 1, "model.heads": 1, "model.image_size": 8, "model.gate_temperature": 1e-6,
+    "training.batch_size": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
+    "index.hnsw_search": 1, "index.ivf_lists": 1, "index.ivf_probes": 1, "evaluation.cutoffs": 1,
+    "evaluation.validation_queries": 1, "evaluation.test_queries": 1, "evaluation.resamples": 1,
+}  # fmt: skip
 FUSIONS = ("title", "image", "mean", "global", "joint", "gate", "adaptive")
 Fusion = Literal["title", "image", "mean", "global", "joint", "gate", "adaptive"]
 
@@ -218,16 +235,16 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A changed copy: `settings.replace(**{"training.steps": 100, "model.fusion": "mean"})`.
 
-        Raises `UserError` for a name that does not exist or a value of the wrong type.
+        Raises `UserError` for a name that does not exist, a value of the wrong type or out of its range.
         """
-        tree = to_dict(self)
+        tree, known = to_dict(self), dict(leaves(to_dict(self)))
         for path, value in changes.items():
             *parents, leaf = path.split(".")
             branch = tree
             for parent in parents:
                 branch = branch.get(parent) if isinstance(branch, dict) else None
             if not isinstance(branch, dict) or leaf not in branch:
-                raise UserError(f"There is no setting {path!r}. Known: {', '.join(_leaves(to_dict(self)))}.")
+                raise UserError(f"There is no setting {path!r}; {meant(path, known)}")
             branch[leaf] = value
         return from_dict(tree)
 
@@ -244,14 +261,22 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 
 def from_dict(tree: dict[str, Any], where: str = "settings") -> Settings:
-    """The inverse of `to_dict`. Missing keys take their defaults; unknown keys and wrong types raise `UserError`."""
+    """The inverse of `to_dict`. Missing keys take their defaults; unknown keys, wrong types and numbers out of their range
+    raise `UserError`."""
     config = dacite.Config(
         strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x}
     )  # fmt: skip
     try:
-        return dacite.from_dict(Settings, tree, config)
+        settings = dacite.from_dict(Settings, tree, config)
     except dacite.DaciteError as error:
         raise UserError(f"{where}: {error}. See makelib/settings.py for every key and its type.") from None
+    for name, value in leaves(to_dict(settings)):
+        low, high = AT_LEAST.get(name, 0), 1 if name in SHARES else math.inf
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not (low <= number <= high and math.isfinite(number)):
+                wanted = "between 0 and 1" if name in SHARES else f"at least {low}"
+                raise UserError(f"{where}: {name} must be {wanted}, not {number}.")
+    return settings
 
 
 def read_yaml(path: Path) -> Settings:
@@ -301,9 +326,16 @@ def preset(name: str) -> Settings:
     return quick.replace(name=name, **presets[name])
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> typing.Iterator[str]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Every setting of a tree with its value: `("training.steps", 240)`."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def differences(one: Settings, other: Settings) -> dict[str, Any]:
+    """What to change in `one` to have `other`: name to value."""
+    there = dict(leaves(to_dict(one)))
+    return {name: value for name, value in leaves(to_dict(other)) if value != there[name]}

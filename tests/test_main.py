@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from makelib import __main__ as cli
-from makelib.runtime import UserError
+from makelib.runtime import Stopped, UserError
 
 COMMANDS = ("data", "train", "index", "search", "evaluate", "ablate", "reproduce", "bench")
 
@@ -111,11 +111,61 @@ def test_a_run_is_named_after_preset_and_catalogue(preset, catalog, run, folder)
     assert str(cli._run(Namespace(preset=preset, catalog=catalog, run=run))) == folder
 
 
-def test_search_prints_json_without_nan(monkeypatch, capsys):
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """`… | head -1`: the pipe breaks while there is more to say."""
+    code = (
+        "import sys; from makelib import __main__ as cli\n"
+        "cli.search = lambda given: print('a line\\n' * 100_000)\n"
+        "sys.exit(cli.main(['search', 'dress', '--run', 'quick']))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "a line\n"
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    assert child.wait(60) == 0
+
+
+def test_stopped_says_what_is_kept(monkeypatch, capsys):
+    def stopped(given):
+        raise Stopped("Stopped: 2 of 5 models are kept.")
+
+    monkeypatch.setattr(cli, "search", stopped)
+    assert cli.main(["search", "x", "--run", "quick"]) == 130
+    assert capsys.readouterr().err == "makelib: Stopped: 2 of 5 models are kept.\n"
+
+
+@pytest.mark.parametrize("query", ["dress zzzq", "zzzzqqq xxyx", "\udce7\udcba\udca2\udce8\udc89\udcb2"])
+def test_a_query_of_unknown_words_is_called_a_guess(query, tiny_catalog, monkeypatch, capsys):
+    """Also one that a locale without UTF-8 handed over as bytes (红色)."""
+    from makelib.search import retriever
+    from makelib.study import experiment
+
+    asked = []
+
+    class Fake:
+        catalog = tiny_catalog
+
+        def search(self, query, k):
+            asked.append(query)
+            return pd.DataFrame({"rank": [1], "row": [0], "product_id": ["p0"], "score": [0.5]})
+
+    monkeypatch.setattr(experiment, "find_model", lambda run, variant: run)
+    monkeypatch.setattr(retriever.Retriever, "open", lambda folder: Fake())
+    assert cli.main(["search", query, "--run", "quick", "--json"]) == 0
+    out, err = capsys.readouterr()
+    guess = query != "dress zzzq"
+    assert json.loads(out)[0].get("guess", False) is guess
+    assert ("no word of this query" in err) is guess
+    assert asked == ["红色" if "\udce7" in query else query]
+
+
+def test_search_prints_json_without_nan(tiny_catalog, monkeypatch, capsys):
     from makelib.search import retriever
     from makelib.study import experiment
 
     class Fake:
+        catalog = tiny_catalog
+
         def search(self, query, k):
             table = pd.DataFrame({"rank": np.arange(1, k + 1), "row": 0, "product_id": "p0", "title": f'"{query}" été'})
             return table.assign(score=0.5, score_title=np.nan)

@@ -6,18 +6,40 @@ works for every fusion, also those whose score does not split.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import join, pieces
+from makelib.data.text import join, pieces, words
 from makelib.model.make import MakeModel, ProductVectors
 from makelib.search.retriever import Retriever
 
 #: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
 MOST_WORDS = 48
+
+#: what is said of a query about whose words nothing was ever learned
+GUESS = "no word of this query stands in a title or in a training query: these are guesses"
+
+
+def knows(catalog: Catalog, query: str) -> bool:
+    """Whether some word of a query stands in a training query or in a title; about others a model can only guess."""
+    asked = words(query)
+    return any(word in _heard(catalog) for word in asked) or any(word in _written(catalog) for word in asked)
+
+
+@functools.lru_cache(maxsize=8)
+def _heard(catalog: Catalog) -> frozenset[str]:
+    return frozenset(
+        word for query in catalog.queries["query"].iloc[catalog.query_rows("train")] for word in words(query)
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _written(catalog: Catalog) -> frozenset[str]:
+    return frozenset(word for title in catalog.products["title"].dropna() for word in words(title))
 
 
 @dataclass(frozen=True)

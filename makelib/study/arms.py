@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import concurrent.futures
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +67,7 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
 
     def on_step(stage: str, step: int, curves: list[dict[str, float]]) -> None:
         nonlocal noted
-        if step % 5 == 0 or len(curves) > noted:
+        if step % 5 == 0 or step == 1 or len(curves) > noted:
             (target / "steps").write_text(str(before[stage] + step))
         with (target / LIVE).open("a", encoding="utf-8") as live:
             for row in curves[noted:]:
@@ -116,7 +120,34 @@ def product_flops(model) -> float:
     return float(counter.get_total_flops())
 
 
-@functools.cache
+@contextlib.contextmanager
+def worker_pool(workers: int, threads: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Processes for `run_arm`, each with its share of the threads. Whoever leaves by an exception ends them at once, and what
+    waits for them never begins."""
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(threads,)
+    )
+    try:
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that begin here never hear Ctrl-C: a terminal and Jupyter send it to the whole family, and one shall answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker(threads: int) -> None:
     os.environ["MAKELIB_HEADLESS"] = "1"
     set_threads(threads)

@@ -8,13 +8,13 @@ only what changed and an interrupted one goes on from its checkpoints. Equal arm
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import pandas as pd
 from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog, settings_for
 from makelib.model.warmup import warm_up_images
-from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
+from makelib.runtime import Stopped, UserError, atomic_file, code_version, fingerprint, progress
 from makelib.search.retriever import Retriever
-from makelib.settings import Settings, preset, read_yaml, to_dict, write_yaml
-from makelib.study.arms import Arm, queries_of, run_arm, start_worker, steps_of
+from makelib.settings import Settings, differences, preset, read_yaml, to_dict, write_yaml
+from makelib.study.arms import Arm, deaf_to_interrupts, queries_of, run_arm, steps_of, worker_pool
 from makelib.study.baselines import bm25_run
 from makelib.study.metrics import evaluate
 from makelib.study.segments import segments
@@ -56,19 +56,26 @@ class Experiment:
         """Begin or go on with a run.
 
         Args:
-            run: folder of the run, such as `reports/quick`.
+            run: folder of the run, such as `reports/quick`; "" takes `run_folder(preset_name, catalog)`.
             preset_name: `smoke`, `quick` or `full`.
             catalog: see `makelib.data.sources.open_catalog`.
             seeds: how many seeds; 0 takes the preset's.
             overrides: settings that differ from the preset, such as `{"training.steps": 100}`.
+
+        Raises `UserError`, before anything is written, for what does not fit, and for a folder that holds something else or
+        another experiment; see `check_folder`.
         """
-        settings = settings_for(catalog, preset(preset_name).replace(**(overrides or {})))
-        if seeds < 0:
-            raise UserError(f"seeds must be 0 (as the preset says) or a positive number, not {seeds}.")
-        if seeds:
-            settings = dataclasses.replace(settings, seeds=tuple(range(seeds)))
+        given = {"run": run, "preset": preset_name, "catalog": catalog, "seeds": seeds, "overrides": overrides or {}}
+        kinds = {"run": str | Path, "preset": str, "catalog": str, "seeds": int, "overrides": dict}
+        for name, kind in kinds.items():
+            if not isinstance(given[name], kind):
+                wanted = getattr(kind, "__name__", "str")
+                raise UserError(f"{name} must be of type {wanted}, not {given[name]!r} ({type(given[name]).__name__}).")
+        run = run_folder(preset_name, catalog) if run == "" else Path(run)
+        settings = settings_of(preset_name, catalog, seeds, overrides)
+        check_folder(run, settings)
         opened = open_catalog(catalog, settings)
-        run = Path(run)
+        check_folder(run, settings, opened.fingerprint)
         run.mkdir(parents=True, exist_ok=True)
         write_yaml(settings, run / "settings.yaml")
         facts = {
@@ -142,7 +149,8 @@ class Experiment:
     def train(self, arms: Sequence[Arm]) -> None:
         """Train, index and score the arms that are not done yet, several at a time, each on its own share of the cores.
 
-        An arm that fails does not stop the others; at the end `UserError` names all that failed.
+        An arm that fails does not stop the others; at the end `UserError` names all that failed. An interrupt ends the
+        workers at once and is `Stopped`, which says what is kept.
         """
         todo = list({arm.folder: arm for arm in arms if not arm.done}.values())
         if not todo:
@@ -151,48 +159,61 @@ class Experiment:
         # by the setting, not by how many arms are left: sums depend on the number of threads, and an arm that is trained
         # again alone must give the same numbers
         threads = max(1, (os.cpu_count() or 1) // workers)
-        workers = min(workers, len(todo))
-        steps = sum(arm.settings.training.steps + arm.settings.training.finetune_steps for arm in todo)
-        bar = progress(description=f"{len(todo)} arms, {workers} at a time", total=steps, unit="step")
-        failures: dict[str, str] = {}
-        context = multiprocessing.get_context("spawn")
-        # what all arms share is made once, before workers read it
+        try:
+            self._share(todo)
+            failures = self._train(todo, min(workers, len(todo)), threads)
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"Stopped: {sum(arm.done for arm in arms)} of {len(arms)} models are trained and kept, the others go on from "
+                "their last checkpoints. To go on, run the cell (or the command) again."
+            ) from None
+        if failures:
+            lines = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
+            raise UserError(f"{len(failures)} of {len(todo)} arms failed, the others are kept. {lines}")
+
+    def _share(self, todo: Sequence[Arm]) -> None:
+        """What arms share is made once, before workers read it."""
         for settings in {arm.settings.model: arm.settings for arm in todo}.values():
             self.catalog.images(settings.model.image_size)
             self.catalog.further_images(settings.model.image_size)
             if settings.model.fusion != "title" and settings.training.image_warmup:
                 self.status("teaching the image encoder to see, once for all arms")
                 warm_up_images(self.catalog, settings)
-        with concurrent.futures.ProcessPoolExecutor(
-            workers, context, initializer=start_worker, initargs=(threads,)
-        ) as pool:
-            futures = {
-                pool.submit(
-                    run_arm, arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder)
-                ): arm
-                for arm in todo
-            }
-            pending, began = set(futures), time.time()
+
+    def _train(self, todo: Sequence[Arm], workers: int, threads: int) -> dict[str, str]:
+        """Arms in worker processes, behind a bar; label -> reason of those that failed."""
+        steps = sum(arm.settings.training.steps + arm.settings.training.finetune_steps for arm in todo)
+        what = f"{len(todo)} arm{'s' * (len(todo) != 1)}, {workers} at a time"
+        failures, began, before = {}, time.time(), sum(steps_of(arm.folder) for arm in todo)
+        with progress(description=what, total=steps, unit="step") as bar, worker_pool(workers, threads) as pool:
+            with deaf_to_interrupts():
+                futures = {
+                    pool.submit(
+                        run_arm, arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder)
+                    ): arm
+                    for arm in todo
+                }
+            bar.initial = bar.n = before
+            pending = set(futures)
             while pending:
                 finished, pending = concurrent.futures.wait(pending, timeout=1.0)
                 for future in finished:
                     if error := future.exception():
                         failures[futures[future].label] = f"{type(error).__name__}: {error}"
                 taken = {arm.label: steps_of(arm.folder) for arm in todo}
-                bar.update(sum(taken.values()) - bar.n)
+                total = sum(taken.values())
+                if total != before == bar.n:  # the estimate of the rest counts from the first step
+                    bar.unpause()
+                doing = (
+                    "the workers load torch" if total == before else "indexing and judging" if total == steps else ""
+                )
+                if bar.desc.rstrip(": ") != (said := f"{what}: {doing}" if doing else what):
+                    bar.set_description(said)
+                bar.update(total - bar.n)
+                running = ", ".join(f"{label} {count}" for label, count in taken.items() if count) or doing
                 done = len(todo) - len(pending)
-                running = ", ".join(
-                    f"{arm.label} {taken[arm.label]}" for arm in todo if not arm.done and taken[arm.label]
-                )
-                self.status(
-                    f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})"
-                    if running
-                    else f"{done}/{len(todo)} arms trained"
-                )
-        bar.close()
-        if failures:
-            lines = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
-            raise UserError(f"{len(failures)} of {len(todo)} arms failed, the others are kept. {lines}")
+                self.status(f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})")
+        return failures
 
     def status(self, line: str) -> None:
         """Leave a line for whoever watches the run from outside (the headless runner shows it in the terminal)."""
@@ -277,6 +298,58 @@ class Experiment:
         ]
         table = pd.DataFrame(notes)[["variant", "parameters", "megaflops_per_product", "seconds"]]
         return table.groupby("variant", sort=False).mean()
+
+
+def run_folder(preset_name: str, catalog: str) -> Path:
+    """Where a run lands that names no folder: `reports/<preset>`, and the catalogue's name where it is not `bazaar`."""
+    own = "" if catalog == "bazaar" else f"-{Path(catalog.removeprefix('hub:')).name}"
+    return Path("reports") / f"{preset_name}{own}"
+
+
+def settings_of(preset_name: str, catalog: str, seeds: int, overrides: Mapping[str, Any] | None) -> Settings:
+    """The settings of a run: the preset, what the catalogue's name says, the number of seeds (0: the preset's), overrides."""
+    settings = settings_for(catalog, preset(preset_name).replace(**(overrides or {})))
+    if seeds < 0:
+        raise UserError(f"seeds must be 0 (as the preset says) or a positive number, not {seeds}.")
+    return dataclasses.replace(settings, seeds=tuple(range(seeds))) if seeds else settings
+
+
+def check_folder(run: Path, settings: Settings, catalogue: str | None = None) -> None:
+    """Refuse a folder that holds something else than a run, or a run with models or results of other settings.
+
+    Args:
+        run: the folder, which need not exist.
+        settings: those of the experiment that wants to live there.
+        catalogue: fingerprint of its catalogue; None does not compare it.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; name a folder for the run, such as {run}-run.")
+    if not run.is_dir() or not any(run.iterdir()):
+        return
+    if not any((run / name).is_file() for name in ("settings.yaml", "summary.json", ".progress")):
+        raise UserError(f"{run.resolve()} holds other files and no run; choose another folder, such as reports/mine.")
+    if not (run / "settings.yaml").is_file() or not any(run.glob("models/*/settings.yaml")):
+        return
+    was, facts = read_yaml(run / "settings.yaml"), {}
+    with contextlib.suppress(OSError, ValueError):
+        facts = json.loads((run / "catalogue.json").read_text(encoding="utf-8"))
+    if was != settings:
+        changed = list(differences(was, settings).items())
+        said = ", ".join(f"{name} {value!r}" for name, value in changed[:3]) + ", …" * (len(changed) > 3)
+        own = {
+            name: value
+            for name, value in differences(preset(was.name), was).items()
+            if name not in ("seeds", "bazaar.language")
+        }
+        back = f"preset {was.name!r}, {len(was.seeds)} seeds" + (f", overrides {own}" if own else "")
+    elif catalogue is not None and facts.get("fingerprint", catalogue) != catalogue:
+        said, back = f"catalogue {catalogue}", f"the catalogue {facts['name']} ({facts['fingerprint']})"
+    else:
+        return
+    raise UserError(
+        f"{run} holds a run of other settings (here: {said}) and stays as it is. Name another folder, such as {run}-2 "
+        f"(`run` in a notebook, --run or --out in a terminal), or go back to its own settings: {back}."
+    )
 
 
 def find_model(run: Path | str, variant: str | None = None) -> Path:

@@ -16,6 +16,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
@@ -39,14 +41,26 @@ METRICS = ["Rel@10", "Recall@100", "HitRate@100", "nDCG@10"]
 
 
 def start() -> Path:
-    """Change to the repository root (where `data/` and `reports/` are), fix threads, set the figures' style; returns the root."""
+    """Change to the repository root (where `data/` and `reports/` are), fix threads, set the figures' style; returns the root.
+
+    From here on Stop is told in one line, as a `UserError` is everywhere.
+    """
     here = Path.cwd()
     root = next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
     os.chdir(root)
     set_threads()
     plots.use_style()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if (shell := get_ipython()) is not None:
+        shell.set_custom_exc((KeyboardInterrupt,), _stopped)
     return root
+
+
+def _stopped(
+    shell: InteractiveShell, kind: type, value: BaseException, trace: Any, tb_offset: int | None = None
+) -> None:
+    line = str(value) or "Stopped. Run the cell again to go on."
+    shell._showtraceback(kind, kind(line), [line])
 
 
 def keep(experiment: Experiment, caption: str) -> None:

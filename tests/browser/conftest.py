@@ -115,7 +115,7 @@ def workplace(jupyter):
         for fusion in ("adaptive", "title"):
             found[fusion].save(root / "models" / name / fusion)
         cells.append(
-            "from makelib.explorer import QueryExplorer\nfrom makelib.retriever import Retriever\n"
+            "from makelib.workbook.explorer.widget import QueryExplorer\nfrom makelib.search.retriever import Retriever\n"
             f"models = {{name: Retriever.open(f'../models/{name}/{{name}}') for name in ('adaptive', 'title')}}\n"
             "QueryExplorer(models, k=60, queries=['<b>acme</b>'])"
         )

@@ -63,7 +63,7 @@ def test_typing_suggests_searches_and_is_overtaken(workplace, address, gated_pag
     """Results follow what is typed without Enter, the last word wins, and a picture of one's own is a query as well."""
     root, experiment = workplace
     code = (
-        "%cd -q ..\nimport time\nfrom makelib.explorer import QueryExplorer\nexplorer = QueryExplorer('reports/toy')\n"
+        "%cd -q ..\nimport time\nfrom makelib.workbook.explorer.widget import QueryExplorer\nexplorer = QueryExplorer('reports/toy')\n"
         "shown = explorer.views.shown\n"
         "def wait(state):\n"
         "    while state.query.startswith('slow') and explorer.query.value.startswith('slow'): time.sleep(0.01)\n"

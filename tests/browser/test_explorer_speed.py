@@ -36,7 +36,7 @@ def page(jupyter, browser):
     lab.write_notebook(
         root / "notebooks" / "speed.ipynb",
         f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom pathlib import Path\n"
-        "from large import large_retriever\nfrom makelib.explorer import QueryExplorer",
+        "from large import large_retriever\nfrom makelib.workbook.explorer.widget import QueryExplorer",
         *(f"QueryExplorer(large_retriever(Path('.'), {products}), queries=[])" for products in WITHIN),
     )
     page = browser.new_context(viewport={"width": 1280, "height": 1600}).new_page()

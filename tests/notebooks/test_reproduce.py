@@ -103,7 +103,7 @@ def test_a_failing_notebook_leaves_its_error_and_the_others_run(run, tmp_path):
     content["cells"] = content["cells"][:3]
     content["cells"][2]["source"] = "print('so far')\nraise RuntimeError('on purpose')"
     broken.write_text(json.dumps(content))
-    code = f"import sys; from makelib.reports import reproduce; sys.exit(reproduce('smoke', 'bazaar', 0, {str(tmp_path / 'out')!r}, notebooks={str(folder)!r}))"
+    code = f"import sys; from makelib.workbook.reports.run import reproduce; sys.exit(reproduce('smoke', 'bazaar', 0, {str(tmp_path / 'out')!r}, notebooks={str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
     notebooks = {

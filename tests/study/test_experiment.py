@@ -1,16 +1,25 @@
 """The grid of arms: what is cached is not computed again, what changed is, and an arm that did not run is never scored."""
 
+import functools
 import itertools
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
 from makelib.data.sources import open_catalog
 from makelib.runtime import UserError
-from makelib.settings import preset, read_yaml
+from makelib.settings import preset, read_yaml, write_yaml
 from makelib.study import experiment as module
 from makelib.study.experiment import Experiment, find_model
 from makelib.study.studies import PLANNED, REFERENCES, STUDIES
@@ -136,6 +145,115 @@ def test_mistakes_are_one_clear_line_and_write_nothing(tmp_path, monkeypatch, ar
         Experiment.open(tmp_path / "run", *arguments)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": "/"}, "^/ holds other files and no run"),
+        ({"run": "mine"}, "mine holds other files and no run"),
+        ({"run": "afile"}, "afile is a file"),
+        ({"run": None}, "run must be"),
+        ({"seeds": "two"}, "seeds must be of type int, not 'two'"),
+        ({"overrides": ["a"]}, "overrides must be of type dict"),
+        ({"overrides": {"training.steps": -5}}, "training.steps must be at least 0, not -5"),
+        ({"overrides": {"training.word_dropout": 1.5}}, "training.word_dropout must be between 0 and 1"),
+        ({"overrides": {"training.stepz": 1}}, "did you mean training.steps"),
+    ],
+)
+def test_a_run_is_never_a_place_that_holds_something_else(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    (tmp_path / "afile").write_text("mine")
+    with pytest.raises(UserError, match=message) as error:
+        Experiment.open(**{"run": "run", "preset_name": "smoke"} | arguments)
+    assert "\n" not in str(error.value)
+    assert not Path("/settings.yaml").exists()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "afile",
+        "mine",
+        "mine/letter.txt",
+    ]
+
+
+def test_a_run_without_a_folder_is_named_by_one_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Experiment.open("", "smoke", "bazaar", 1, TINY).run == Path("reports/smoke")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["reports"]
+
+
+def test_a_finished_run_is_sacred(experiment, tmp_path, monkeypatch):
+    """Other settings, another number of seeds or another catalogue never change a run that holds models; its own reopen it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(experiment.run.parent / "data", tmp_path / "data")
+    first = Experiment.open("run", "smoke", "bazaar", 1, TINY)
+    Experiment.open("run", "smoke", "bazaar", 1, TINY | {"training.steps": 4})  # nothing is trained: no harm
+    first = Experiment.open("run", "smoke", "bazaar", 1, TINY)
+    arm = first.arm("make", "full", 0)
+    arm.folder.mkdir(parents=True)
+    write_yaml(arm.settings, arm.folder / "settings.yaml")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    for arguments, said in (
+        (("smoke", "bazaar", 1, TINY | {"training.steps": 4}), "training.steps 4"),
+        (("smoke", "bazaar", 2, TINY), "seeds"),
+        (("quick", "bazaar", 1, TINY), "name 'quick'"),
+        (("smoke", "bazaar-zh", 1, TINY), "bazaar.language 'zh'"),
+        (("smoke", str(experiment.catalog.folder.parent / "other"), 1, TINY), "catalogue"),
+    ):
+        if "other" in arguments[1]:
+            shutil.copytree(experiment.catalog.folder, arguments[1])
+            facts = json.loads((Path(arguments[1]) / "catalogue.json").read_text())
+            (Path(arguments[1]) / "catalogue.json").write_text(json.dumps(facts | {"fingerprint": "other"}))
+        with pytest.raises(UserError, match="stays as it is") as error:
+            Experiment.open("run", *arguments)
+        assert said in str(error.value)
+        assert "such as run-2" in str(error.value)
+        assert "go back to its own settings" in str(error.value)
+        assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert Experiment.open("run", "smoke", "bazaar", 1, TINY).settings == first.settings
+    assert Experiment.reopen("run").settings == first.settings
+
+
+@pytest.mark.slow
+def test_stop_ends_the_workers_and_starts_no_further_arm(experiment, tmp_path):
+    """Ctrl-C, which a terminal and Jupyter send to the whole family: one line, nothing left, what is done is kept."""
+    shutil.copytree(experiment.run.parent / "data", tmp_path / "data")
+    changes = TINY | {"training.steps": 5000, "ablation.workers": 2}
+    code = f"""
+from makelib import Experiment
+if __name__ == "__main__":
+    experiment = Experiment.open("run", "smoke", "bazaar", 5, {changes!r})
+    try:
+        experiment.train(experiment.arms("modal_adaptation", ["title"]))
+    except KeyboardInterrupt as stopped:
+        print(stopped, flush=True)
+"""
+    (tmp_path / "script.py").write_text(code)
+    child = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not any((tmp_path / "run").glob("models/*/steps")):
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        family = psutil.Process(child.pid).children(recursive=True)
+        began = time.monotonic()
+        os.killpg(child.pid, signal.SIGINT)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        took = time.monotonic() - began
+        out, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert alive == []
+    assert took < 2 * (1 + os.getloadavg()[0] / os.cpu_count())
+    assert out.startswith("Stopped: 0 of 5 models are trained and kept")
+    assert "run the cell (or the command) again" in out
+    assert "Traceback" not in err
+    assert len(list((tmp_path / "run").glob("models/*"))) <= 2
 
 
 def test_planned_comparisons_are_among_the_references():

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from makelib.runtime import UserError
+from makelib.settings import preset, write_yaml
 from makelib.workbook.reports import run as reports
 from makelib.workbook.reports.offline import mathml, to_html
 from makelib.workbook.reports.pages import _changed, duration, headline
@@ -80,6 +81,7 @@ def finished(tmp_path_factory):
     out = root / "reports" / "try"
     (out / "models" / "arm").mkdir(parents=True)
     (out / "results").mkdir()
+    (out / ".progress").write_text("")
     (out / "results" / "stale.json").write_text('[{"study": "stale"}]')
     (out / "03_fusion.html").write_text("stale")
     with pytest.MonkeyPatch.context() as patch:
@@ -199,15 +201,20 @@ def test_an_interrupted_run_stops_its_kernel_and_writes_what_is_there(tmp_path, 
             assert time.monotonic() < deadline
             time.sleep(0.2)
         child.send_signal(how)
-        child.communicate(timeout=60)
+        said, _ = child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 130
     kernel = int((tmp_path / "pid").read_text())
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [entry["status"] for entry in summary["notebooks"]] == ["failed", "skipped"]
-    assert (tmp_path / "out" / "index.html").is_file()
+    assert [entry["status"] for entry in summary["notebooks"]] == ["stopped", "skipped"]
+    assert "01_data  stopped" in said
+    assert "the same command goes on from there" in said
+    page = (tmp_path / "out" / "01_data.html").read_text()
+    assert "This notebook was stopped." in page
+    assert "failed" not in page.split("<main>")[1]
+    assert "stopped" in (tmp_path / "out" / "index.html").read_text()
 
 
 @pytest.mark.notebooks
@@ -289,6 +296,18 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path):
     (tmp_path / "01_data.ipynb").write_text("{")
     with pytest.raises(UserError, match=r"01_data\.ipynb is not a notebook"):
         reports._plan(tmp_path)
+
+
+def test_a_finished_run_of_other_settings_is_left_alone(tmp_path):
+    toy(tmp_path / "notebooks", "01_data")
+    arm = tmp_path / "out" / "models" / "arm"
+    arm.mkdir(parents=True)
+    for folder in (arm, tmp_path / "out"):
+        write_yaml(preset("smoke"), folder / "settings.yaml")
+    (tmp_path / "out" / "index.html").write_text("finished")
+    with pytest.raises(UserError, match="stays as it is"):
+        reports.reproduce("quick", "bazaar", 0, tmp_path / "out", {}, tmp_path / "notebooks")
+    assert (tmp_path / "out" / "index.html").read_text() == "finished"
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):

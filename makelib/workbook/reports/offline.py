@@ -21,11 +21,11 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 QUIET_LOG = logging.getLogger("makelib.nbconvert")
 
 
-def to_html(notebook: Path, target: Path, error: str = "") -> None:
+def to_html(notebook: Path, target: Path, error: str = "", status: str = "failed") -> None:
     """Convert an executed notebook to one HTML file that makes no request and runs no script.
 
     Formulas become MathML, code folds away under its first line, and a widget is shown by its static `text/html` twin.
-    `error` is shown at the head of the page.
+    `error` is shown at the head of the page, with how the notebook ended.
     """
     exporter = _Exporter(
         template_name="report", extra_template_basedirs=[str(TEMPLATES)], exclude_input_prompt=True,
@@ -33,7 +33,7 @@ def to_html(notebook: Path, target: Path, error: str = "") -> None:
         log=QUIET_LOG,
     )  # fmt: skip
     exporter.register_preprocessor(_StaticWidgets, enabled=True)
-    page, _ = exporter.from_filename(str(notebook), resources={"error": error})
+    page, _ = exporter.from_filename(str(notebook), resources={"error": error, "status": status})
     write_text(target, _offline(page))
 
 

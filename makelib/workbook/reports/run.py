@@ -27,8 +27,8 @@ import psutil
 import yaml
 
 from makelib import settings as settings_module
-from makelib.data.sources import settings_for
 from makelib.runtime import UserError, provenance
+from makelib.study.experiment import check_folder, settings_of
 from makelib.workbook.reports.offline import QUIET_LOG, to_html, write_text
 from makelib.workbook.reports.pages import Notebook, duration, index_page
 
@@ -64,21 +64,17 @@ def reproduce(
         notebooks: folder of the notebooks; relative paths resolve at its parent.
         cell_timeout: seconds that one cell may take; a cell that used them all counts as failed.
 
-    Returns the exit code: 0 when all notebooks are ok, 1 when one failed or was skipped, 130 when interrupted.
+    Returns the exit code: 0 when all notebooks are ok, 1 when one failed or was skipped, 130 when stopped.
     A failed notebook takes those along that need it (`metadata.makelib.needs`); the others still run.
     Raises `UserError`, before anything is written, for a name, a folder or a parameter cell that does not fit.
     """
     notebooks = Path(notebooks or ROOT / "notebooks").resolve()
     root, out, overrides = notebooks.parent, Path(out).resolve(), dict(overrides or {})
-    if seeds < 0:
-        raise UserError(f"seeds must be 0 (the preset's own) or more, not {seeds}.")
-    settings = settings_for(catalog, settings_module.preset(preset).replace(**overrides))
-    if seeds:
-        settings = settings.replace(seeds=tuple(range(seeds)))
+    settings = settings_of(preset, catalog, seeds, overrides)
+    check_folder(out, settings)
     if catalog != "bazaar":
         catalog = _checked_catalog(catalog, settings, root)
     plan = _plan(notebooks)
-    _check_folder(out)
     parameters = {
         "preset": preset, "catalog": catalog, "seeds": seeds, "run": _relative(out, root), "overrides": overrides,
     }  # fmt: skip
@@ -93,6 +89,7 @@ def reproduce(
             run.execute(notebook, plan, f"{number}/{len(plan)} {notebook.name}")
     except KeyboardInterrupt:
         code = 130
+        print("stopped; what is trained is kept, and the same command goes on from there", flush=True)
     summary = _summary(run, plan, settings)
     _write_json(out / "summary.json", summary)
     write_text(out / "index.html", index_page(summary, out, {notebook.name: notebook for notebook in plan}))
@@ -139,13 +136,13 @@ class _Run:
             notebook.error = self._papermill(notebook, executed, line, label)
             notebook.status = "failed" if notebook.error else "ok"
         except KeyboardInterrupt:
-            notebook.status, notebook.error = "failed", "interrupted"
+            notebook.status, notebook.error = "stopped", "by Ctrl-C; the same command goes on from here"
             raise
         finally:
             notebook.seconds = round(time.monotonic() - started, 1)
             if _read_json(executed):
                 notebook.html = f"{notebook.name}.html"
-                to_html(executed, self.out / notebook.html, error=notebook.error)
+                to_html(executed, self.out / notebook.html, notebook.error, notebook.status)
             where = self.out / (notebook.html or f"notebooks/{notebook.name}.log")
             why = f"  {notebook.error}  see {_shown(where)}" if notebook.error else ""
             line.close(f"{label}  {notebook.status}  {duration(notebook.seconds)}{why}")
@@ -249,15 +246,6 @@ def _check_parameters(source: Path) -> None:
                 stated = "an expression"
         if stated.split("[")[0] != kind.__name__:
             raise UserError(f"{source}: parameter {name!r} must be of type {kind.__name__}, its cell says {stated}.")
-
-
-def _check_folder(out: Path) -> None:
-    """A run clears reports of the same name; in a folder of somebody else it must not."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder for the report with --out.")
-    ours = ("summary.json", "settings.yaml", ".progress", "models")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
-        raise UserError(f"{out} holds other files and no report; choose another folder with --out, or empty it.")
 
 
 def _literal(path: Path) -> str:
