@@ -248,7 +248,7 @@ class Experiment:
 
     def study(self, study: str, variants: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Run a study: train what is missing, judge, compare; result rows as in `summary.json`, also written to
-        `<run>/results/<study>.json`. The study `make` has BM25 on titles beside the trained arms."""
+        `<run>/results/<study>.json`, and what the arms cost to `<run>/tables`. The study `make` has BM25 on titles beside the trained arms."""
         self.train(self.arms(study, variants))
         scores = self.per_query(study, variants)
         if study == "make":
@@ -256,6 +256,8 @@ class Experiment:
         references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
         rows = result_rows(study, scores, references, self.segments, self.settings.evaluation)
         self._write(study, rows)
+        with atomic_file(self.run / "tables" / f"costs {study}.csv") as draft:
+            self.costs(study, variants).to_csv(draft)
         return rows
 
     def adjust(self) -> list[dict[str, Any]]:

@@ -67,7 +67,8 @@ def keep(experiment: Experiment, caption: str) -> None:
     """Keep the figure drawn last for the run's index page, under its caption."""
     folder = experiment.run / "figures"
     folder.mkdir(exist_ok=True)
-    plt.gcf().savefig(folder / f"{caption}.png")
+    for kind in ("png", "svg"):
+        plt.gcf().savefig(folder / f"{caption}.{kind}")
 
 
 # -- 1 · data ---------------------------------------------------------------------------------------------------------

@@ -117,7 +117,23 @@ class TestRun:
 
     def test_summary_follows_the_schema(self, finished):
         _, _, _, summary = finished
-        assert list(summary) == ["run", "preset", "settings", "seeds", "provenance", "results", "notebooks"]
+        assert list(summary) == [
+            "run",
+            "preset",
+            "settings",
+            "seeds",
+            "provenance",
+            "results",
+            "verdict",
+            "claims",
+            "notebooks",
+        ]
+        assert len(summary["verdict"]) == 3
+        assert summary["verdict"][0] == "On toys, this run did not compare search with and without images."
+        wanted = {"claim", "paper", "ours", "interval", "p_value", "verdict"}
+        assert all(wanted <= set(claim) for claim in summary["claims"])
+        relevance = next(claim for claim in summary["claims"] if claim["paper"] == "+1.88 %")
+        assert (relevance["ours"], relevance["verdict"]) == (0.1, "not supported")
         assert (summary["run"], summary["preset"], summary["seeds"]) == ("try", "smoke", [0, 1])
         assert summary["settings"]["training"]["steps"] == 5
         made = summary["provenance"]
@@ -135,6 +151,14 @@ class TestRun:
         assert summary["results"][0]["interval"] == [0.4, None]
         assert not (out / "03_fusion.html").exists()
         assert (out / "models" / "arm").is_dir()
+
+    def test_the_verdict_opens_the_page_and_every_row_is_in_a_table(self, finished):
+        _, out, _, summary = finished
+        page = (out / "index.html").read_text()
+        places = [page.index(words) for words in (summary["verdict"][0], "The claims of the paper", "Chapters")]
+        assert places == sorted(places)
+        assert len((out / "tables" / "results.csv").read_text().splitlines()) > len(summary["results"])
+        assert (out / "tables" / "claims.csv").is_file()
 
     def test_failed_notebook_has_a_page_that_says_why(self, finished):
         page = (finished[1] / "02_training.html").read_text()

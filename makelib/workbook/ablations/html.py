@@ -127,6 +127,26 @@ def where(rows: Sequence[dict[str, Any]], state: State) -> str:
     )
 
 
+def worth(steps: Sequence[tuple[str, dict[str, Any]]], alpha: float) -> str:
+    """What each step is worth, one line each: the one figure of a report's first screen."""
+    axis = _axis([bound for _, row in steps for bound in row["difference_interval"]] + [0.0])
+    lines = "".join(
+        f"<tr><th scope='row'>{text(name)}</th><td>{text(row['variant'])} − {text(row['reference'])}</td>"
+        f"<td>{points(row['difference'])} <small>{bounds(row['difference_interval'])}</small></td>"
+        f"<td>{_strip(axis, row['difference'], row['difference_interval'], (), zero=True, kind=judgement(row, alpha))}</td>"
+        f"<td class='mka-{judgement(row, alpha).split()[0]}'>{SIGNS[judgement(row, alpha)]}</td></tr>"
+        for name, row in steps
+    )
+    head = "".join(
+        f"<th scope='col'>{name}</th>"
+        for name in ("", "compared", f"points of {text(steps[0][1]['metric'])}", _ticks(axis), "verdict")
+    )
+    return page(
+        '<div class="mka-scroll" tabindex="0" role="region" aria-label="What each step is worth"><table class="mka-table">'
+        f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
 # -- query by query ---------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,9 @@ import pandas as pd
 import yaml
 
 from makelib import settings as settings_module
+from makelib.workbook.ablations import html as draw
 from makelib.workbook.reports.offline import TEMPLATES
+from makelib.workbook.reports.verdict import STEPS, bounds, p_text, points, step
 
 #: metrics that the index page shows, as many of them as the results hold
 HEADLINE = ("Rel@10", "HitRate@100", "Recall@100", "nDCG@10")
@@ -50,7 +52,7 @@ def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "points": _points, "duration": duration}
+    environment.filters |= {"percent": _percent, "points": points, "duration": duration, "bounds": bounds, "p": p_text}
     base = settings_module.to_dict(settings_module.preset(summary["preset"]))
     return environment.get_template("index.html.j2").render(
         summary=summary,
@@ -59,14 +61,26 @@ def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook
         studies=headline(summary["results"]),
         titles=STUDIES,
         notebooks=[notebooks[entry["name"]] for entry in summary["notebooks"]],
+        worth=worth(summary["results"], summary["settings"]["evaluation"]["alpha"]),
+        tables=[f"tables/{file.name}" for file in sorted((out / "tables").glob("*.csv"))],
         figures=[
-            (file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode())
+            (
+                file.stem.replace("_", " "),
+                base64.b64encode(file.read_bytes()).decode(),
+                f"figures/{file.stem}.svg" if file.with_suffix(".svg").is_file() else "",
+            )
             for file in sorted((out / "figures").glob("*.png"))
         ],
         changed=_changed(base, summary["settings"]),
         settings=yaml.safe_dump(summary["settings"], sort_keys=False, allow_unicode=True),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def worth(rows: list[dict[str, Any]], alpha: float) -> str:
+    """The figure of the first screen; nothing where nothing was compared."""
+    steps = [(name, row) for name in STEPS if (row := step(rows, name))]
+    return draw.worth(steps, alpha) if steps else ""
 
 
 def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,10 +128,6 @@ def _changed(base: dict[str, Any], tree: dict[str, Any], prefix: str = "") -> li
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

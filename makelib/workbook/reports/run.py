@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import papermill
 import psutil
 import yaml
 
 from makelib import settings as settings_module
-from makelib.runtime import UserError, provenance
+from makelib.runtime import UserError, atomic_file, provenance
 from makelib.study.experiment import check_folder, settings_of
+from makelib.workbook.reports import verdict
 from makelib.workbook.reports.offline import QUIET_LOG, to_html, write_text
 from makelib.workbook.reports.pages import Notebook, duration, index_page
 
@@ -112,7 +114,7 @@ class _Run:
     def clear(self, plan: list[Notebook]) -> None:
         """Remove what an earlier run reported, so that nothing old passes as new; models and caches stay."""
         self.out.mkdir(parents=True, exist_ok=True)
-        for folder in ("results", "figures", "notebooks"):
+        for folder in ("results", "figures", "tables", "notebooks"):
             shutil.rmtree(self.out / folder, ignore_errors=True)
         for file in ("index", *(notebook.name for notebook in plan)):
             (self.out / f"{file}.html").unlink(missing_ok=True)
@@ -330,6 +332,12 @@ def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings
     for file in sorted((run.out / "results").glob("*.json")):
         results += json.loads(file.read_text(encoding="utf-8"))
     seconds = {notebook.name: notebook.seconds for notebook in plan}
+    alpha = settings.evaluation.alpha
+    said = verdict.verdict(results, catalogue["name"], _costs(run.out), alpha)
+    claimed = verdict.claims(results, alpha)
+    for name, rows in (("results", results), ("claims", claimed)):
+        with atomic_file(run.out / "tables" / f"{name}.csv") as draft:
+            pd.DataFrame(rows).to_csv(draft, index=False)
     return {
         "run": run.out.name,
         "preset": run.parameters["preset"],
@@ -342,11 +350,21 @@ def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings
             "peak_memory_bytes": max(run.peak_memory, children),
         },
         "results": results,
+        "verdict": said,
+        "claims": claimed,
         "notebooks": [
             {"name": notebook.name, "status": notebook.status, "seconds": notebook.seconds, "html": notebook.html}
             for notebook in plan
         ],
     }
+
+
+def _costs(out: Path) -> dict[str, dict[str, float]]:
+    """What the arms of the study `make` (else of Modal Adaptation) cost, as chapter 3 or 4 wrote it down."""
+    for study in ("make", "modal_adaptation"):
+        if (file := out / "tables" / f"costs {study}.csv").is_file():
+            return pd.read_csv(file, index_col="variant").to_dict("index")
+    return {}
 
 
 QUIET_LOG.setLevel(logging.ERROR)
