@@ -23,19 +23,19 @@ from makelib.runtime import UserError, atomic_file, meant
 SHARES = {
     "bazaar.title_names_visible", "bazaar.synonyms", "bazaar.no_category", "bazaar.wrong_clicks", "bazaar.missing_title",
     "bazaar.missing_image", "bazaar.duplicates", "bazaar.cold", "files.hide_share", "model.dropout",
-    "keywords.keyword_dropout", "keywords.model_rule_after", "training.warmup", "training.modality_dropout",
+    "model.text_dropout", "keywords.keyword_dropout", "training.warmup", "training.modality_dropout",
     "training.word_dropout", "evaluation.alpha",
 }  # fmt: skip
 AT_LEAST = {
     "bazaar.products": 1, "bazaar.queries": 1, "bazaar.clicks": 1, "bazaar.image_size": 8, "text.vocabulary": 1,
     "text.query_tokens": 3, "text.title_tokens": 3, "text.enriched_tokens": 3, "model.dim": 1, "model.width": 1,
-    "model.text_layers": 1, "model.heads": 1, "model.image_size": 8, "model.gate_temperature": 1e-6,
+    "model.heads": 1, "model.image_size": 8, "model.gate_temperature": 1e-6,
     "training.batch_size": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
     "index.hnsw_search": 1, "index.ivf_lists": 1, "index.ivf_probes": 1, "evaluation.cutoffs": 1,
     "evaluation.validation_queries": 1, "evaluation.test_queries": 1, "evaluation.resamples": 1,
 }  # fmt: skip
-FUSIONS = ("title", "image", "mean", "global", "joint", "gate", "adaptive")
-Fusion = Literal["title", "image", "mean", "global", "joint", "gate", "adaptive"]
+FUSIONS = ("title", "image", "mean", "global", "category", "joint", "gate", "adaptive")
+Fusion = Literal["title", "image", "mean", "global", "category", "joint", "gate", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,13 @@ class Model:
 
     fusion: Fusion = "adaptive"
     #: retrieval width d
-    dim: int = 128
+    dim: int = 256
     #: encoder width D
-    width: int = 64
-    text_layers: int = 1
+    width: int = 256
+    #: layers of the text encoders; 0: a bag of words
+    text_layers: int = 0
+    #: share of the entries of a text's mean that are hidden in training
+    text_dropout: float = 0.3
     heads: int = 4
     #: name or folder of a pretrained `transformers` text encoder; empty: a small one from scratch
     text_backbone: str = ""
@@ -122,7 +125,8 @@ class Keywords:
 
     extractor: Literal["tfidf", "salience"] = "salience"
     enrichment: bool = False
-    false_negatives: Literal["none", "rule", "oracle"] = "none"
+    #: raw: all other rows are negatives; none: all but the same product and the same query; rule, oracle: see there
+    false_negatives: Literal["raw", "none", "rule", "oracle"] = "none"
     #: keywords kept per title
     per_title: int = 6
     #: keywords added to a query, at most
@@ -130,8 +134,6 @@ class Keywords:
     keyword_dropout: float = 0.3
     #: keep the gradient of the keyword losses out of the product side
     detach_product: bool = False
-    #: rule R3: from this share of pre-training on, a slow copy of the model marks further false negatives; 0 = never
-    model_rule_after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,12 @@ class Training:
     #: share of rows whose title (and as many whose image) is hidden in training
     modality_dropout: float = 0.1
     #: share of query and title tokens that are hidden in training
-    word_dropout: float = 0.15
+    word_dropout: float = 0.0
     #: mirror, shift and light each photograph differently every time
     augment_images: bool = True
     #: never two rows of one batch with the same query
     unique_queries: bool = False
     finetune_steps: int = 0
-    hard_negatives: int = 1
     #: evaluations on validation queries, spread evenly over the pre-training steps (step 0 always comes first)
     evaluations: int = 2
     #: stop after so many evaluations without a better validation Recall@100; 0 = never

@@ -221,6 +221,11 @@ class Catalog:
         return pd.factorize(self.products["group"].fillna(self.products["product_id"]))[0].astype(np.int64)
 
     @functools.cached_property
+    def category_numbers(self) -> np.ndarray:
+        """The place of each product's category among all names in order, counted from 1; 0 without one. int64 (N,)."""
+        return self.products["category"].astype("category").cat.codes.to_numpy().astype(np.int64) + 1
+
+    @functools.cached_property
     def present(self) -> np.ndarray:
         """Whether each product has a title, an image: bool (N, 2)."""
         has_title = self.products["title"].fillna("").str.strip() != ""

@@ -159,7 +159,7 @@ class Batches:
         if stage == "finetune" and self.mined is not None:
             hard = self.mined[queries, random.integers(self.mined.shape[1], size=B)]
             inputs |= self._product_inputs("negative_", hard, self.catalog.present[hard], mine, whole, random)
-        if settings.objectives.masked_language and settings.model.fusion != "image":
+        if stage == "pretrain" and settings.objectives.masked_language and settings.model.fusion != "image":
             ids, real = whole["title_ids"], whole["title_mask"] > 0
             drawn = np.take_along_axis(random.random(ids.shape), self.title_words[products, : ids.shape[1]], 1)
             chosen = real & (ids != self.tokenizer.cls_token_id) & (drawn < 0.15)  # words of Han characters as a whole
@@ -188,6 +188,7 @@ class Batches:
         drop_words(tokens[f"{prefix}title_mask"], self.settings.training.word_dropout, random)
         tokens[f"{prefix}title_mask"][~present[:, 0], 1:] = 0
         whole |= {**tokens, f"{prefix}present": present.astype(np.float32)}
+        whole[f"{prefix}category"] = self.catalog.category_numbers[rows]
         places, owner = further_of(self.further[1], np.where(present[:, 1], rows, -1))
         draws = random.random((len(rows) + len(owner), 4))
         here = (owner >= mine.start) & (owner < mine.stop)
@@ -199,21 +200,21 @@ class Batches:
 
     def mine(self, model: MakeModel, first: int = 50, last: int = 300) -> np.ndarray:
         """Hard negatives for fine-tuning, product rows int64 (Q, k): what the model ranks 50th to 300th for a training query,
-        without the products that shoppers clicked for it."""
+        without those that `FalseNegatives.admissible` keeps."""
         vectors = torch.from_numpy(encoded(model, self.catalog))
         first, last = min(first, len(vectors) // 4), min(last, len(vectors) // 2)
         everyone = np.unique(self.queries)
         rows = everyone[share(len(everyone))]
         queries = torch.from_numpy(model.encode_queries([self.query_texts[row] for row in rows]))
         mined = np.zeros((len(self.query_texts), last - first), dtype=np.int32)
-        strings, groups = self.false_negatives.strings, self.false_negatives.groups
         for start in range(0, len(rows), 512):
             part = rows[start : start + 512]
-            ranked = (queries[start : start + 512] @ vectors.T).topk(last, dim=1).indices.numpy()
-            clicked = self.false_negatives.clicked[strings[part]]
-            for row, candidates, known in zip(part, ranked, clicked, strict=True):
-                pool = candidates[first:][~np.isin(groups[candidates[first:]], known.indices)]
-                mined[row] = np.resize(pool if len(pool) else candidates[first:], last - first)
+            ranked = (queries[start : start + 512] @ vectors.T).topk(last, dim=1).indices.numpy()[:, first:]
+            for row, candidates in zip(part, ranked, strict=True):
+                pool = candidates[
+                    self.false_negatives.admissible(self.settings.keywords.false_negatives, row, candidates)
+                ]
+                mined[row] = np.resize(pool if len(pool) else candidates, last - first)
         mined[everyone] = gather_rows(mined[rows])
         return mined
 
@@ -224,7 +225,8 @@ def encoded(model: MakeModel, catalog: Catalog) -> np.ndarray:
     (pixels, present), (further, owner) = catalog.images(size), catalog.further_images(size)
     own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
     titles = catalog.products["title"].iloc[rows].fillna("").tolist()
-    vectors = model.encode_products(titles, pixels[rows], present[rows], (further[own], owner[own] - rows.start))
+    more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]
+    vectors = model.encode_products(titles, pixels[rows], present[rows], more, categories)
     return gather_rows(vectors.embedding)
 
 

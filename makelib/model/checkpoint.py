@@ -35,9 +35,10 @@ def copied_weights(model: MakeModel) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    folder: Path, model: MakeModel, optimizer, state: TrainingState, best: dict[str, Tensor], identity: str
+    folder: Path, model: MakeModel, optimizer, scaler, state: TrainingState, best: dict[str, Tensor], identity: str
 ) -> None:
-    """Weights, optimiser moments and the state, as safetensors and JSON: no pickle is ever read."""
+    """Weights, optimiser moments, the loss scale of fp16 (`scaler`, else None) and the state, as safetensors and JSON: no pickle
+    is ever read."""
     moments = {
         f"{index}.{name}": torch.as_tensor(value).cpu().contiguous()
         for index, values in optimizer.state_dict()["state"].items()
@@ -47,11 +48,12 @@ def save_checkpoint(
         safetensors.torch.save_file(copied_weights(model), draft / "model.safetensors")
         safetensors.torch.save_file(best, draft / "best.safetensors")
         safetensors.torch.save_file(moments, draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps({**vars(state), "identity": identity}))
+        scale = scaler.state_dict() if scaler else None
+        (draft / "state.json").write_text(json.dumps({**vars(state), "identity": identity, "scaler": scale}))
 
 
 def load_checkpoint(
-    folder: Path, model: MakeModel, optimizer, identity: str
+    folder: Path, model: MakeModel, optimizer, scaler, identity: str
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """What `save_checkpoint` wrote, for all processes; the main one reads, for another machine may not see the folder.
 
@@ -62,6 +64,8 @@ def load_checkpoint(
         raise UserError(
             f"{folder} is a checkpoint of other settings, seed or catalogue. Use another folder, or delete it to start anew."
         )
+    if (scale := held.pop("scaler")) and scaler:
+        scaler.load_state_dict(scale)
     names = ("model", "best", "optimizer")
     weights, best, moments = decided(
         [safetensors.torch.load_file(folder / f"{name}.safetensors") for name in names] if place()[0] == 0 else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig
 from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 
 def text_config(
@@ -33,12 +34,31 @@ def text_config(
     )
 
 
+class WordVectors(nn.Module):
+    """A text encoder without layers: a token's state is its vector, so a text is a bag of words."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vectors = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.vectors
+
+    def set_input_embeddings(self, vectors: nn.Embedding) -> None:
+        self.vectors = vectors
+
+    def forward(self, input_ids: Tensor, **_: Tensor) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self.vectors(input_ids))
+
+
 class TextEncoder(nn.Module):
-    """A `transformers` encoder over token ids. Used twice: `QueryEncoder` for queries, `TitleEncoder` for titles."""
+    """A `transformers` encoder over token ids, or the words' vectors alone where its configuration has no layers. Used twice:
+    `QueryEncoder` for queries, `TitleEncoder` for titles."""
 
     def __init__(self, config: PretrainedConfig, width: int) -> None:
         super().__init__()
-        self.backbone = AutoModel.from_config(config)
+        self.backbone = AutoModel.from_config(config) if config.num_hidden_layers else WordVectors(config)
         # Words further apart than positions: with BERT's own 0.02 for both, two equal words at different places look as unlike
         # as two different words, and learning to match them costs the first hundred steps. Pretrained weights overwrite this.
         nn.init.normal_(self.backbone.get_input_embeddings().weight, std=0.1)

@@ -159,7 +159,7 @@ class FalseNegatives:
     def __init__(self, catalog: Catalog, tables: WordTables) -> None:
         query_rows, product_rows = catalog.clicks("train")
         self.catalog, self.tables, self.groups = catalog, tables, catalog.groups
-        self.category = catalog.products["category"].astype("category").cat.codes.to_numpy()
+        self.category = catalog.category_numbers
         self.strings = catalog.queries["query"].str.strip().str.lower().astype("category").cat.codes.to_numpy()
         self.clicked = sp.csr_matrix(
             (np.ones(len(query_rows), np.float32), (self.strings[query_rows], self.groups[product_rows])),
@@ -198,7 +198,7 @@ class FalseNegatives:
         telling = np.flatnonzero((own >= lengths) & self.tables.known[queries[rows]] & (lengths > 0))
         likely = np.zeros((len(lengths), len(products)), dtype=bool)
         likely[telling] = (asked[telling] @ titles.T).toarray() >= lengths[telling, None]
-        return likely & (category[rows, None] == category)
+        return likely & (category[rows, None] == category) & (category > 0)
 
     def oracle(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """The upper bound: no fully relevant product is ever a negative. Needs the truth, so it serves comparison only."""
@@ -206,9 +206,30 @@ class FalseNegatives:
         return _masks(positives, positives, positives | self.truth(queries, products, rows))
 
     def none(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
-        """Plain in-batch negatives: every other row is one, whatever it is."""
+        """In-batch negatives as public losses have them, without accidental hits: rule R0, and the same query string."""
+        strings, groups = self.strings[queries], self.groups[products]
+        same_string, same_product = strings[rows, None] == strings, groups[rows, None] == groups
+        positives = same_string & same_product | _own(queries, rows)
+        return Masks(positives, ~(same_string | same_product))
+
+    def raw(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
+        """Every other row is a negative, also the row's own click seen again: a named arm, and no baseline."""
         own = _own(queries, rows)
         return Masks(own, ~own)
+
+    def admissible(self, kind: str, query: int, products: np.ndarray) -> np.ndarray:
+        """Which `products` (C,) may serve as mined negatives of a training query, bool (C,): none that shoppers clicked for it
+        (R0, R1) and, where `kind` says so, none that rule R2 or the truth keeps."""
+        clicked = self.clicked[self.strings[query]].indices  # groups
+        kept = np.isin(self.groups[products], clicked)
+        if kind == "rule":
+            own = np.flatnonzero(np.isin(self.groups, clicked))
+            pairs = np.concatenate([own, products])
+            worded = self.worded(np.full(len(pairs), query), pairs, slice(len(own)))
+            kept |= worded[:, len(own) :].any(axis=0)
+        elif kind == "oracle":
+            kept |= self.catalog.relevance(np.array([query]), products)[0] >= 1.0
+        return ~kept
 
     def truth(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
         """Fully relevant pairs, bool (b, B)."""

@@ -9,6 +9,7 @@ B batch (rows are queries, columns are products), d retrieval width.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -94,6 +95,12 @@ def gate_entropy(weights: Tensor, both: Tensor) -> Tensor:
     return math.log(2) + torch.xlogy(mean, mean.clamp(min=1e-9)).sum() if bool(both.any()) else weights.sum() * 0
 
 
+def finetuning(weights: Objectives) -> Objectives:
+    """The weights of fine-tuning: `query_product` and `distillation` as they are, everything else 0."""
+    kept = ("query_product", "distillation", "margin", "popularity_correction")
+    return dataclasses.replace(weights, **{f.name: 0.0 for f in dataclasses.fields(weights) if f.name not in kept})
+
+
 def objectives(
     features: dict[str, Tensor],
     batch: dict[str, Tensor],
@@ -143,8 +150,8 @@ def objectives(
             )
         if weights.distillation:
             terms["distillation"] = distillation(
-                scale * features["q_plus"] @ p.T, scale * q @ p.T, positives | negatives
-            )  # fmt: skip
+                scale * features["q_plus"] @ target.T, scale * q @ target.T, positives | negatives
+            )
     if weights.gate_entropy and fusion in ("gate", "adaptive") and progress < 1:
         terms["gate_entropy"] = (1 - progress) * gate_entropy(features["w"], both)
     return terms

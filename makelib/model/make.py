@@ -44,6 +44,7 @@ class MakeConfig(PretrainedConfig):
         width: int = 64,
         heads: int = 4,
         dropout: float = 0.0,
+        text_dropout: float = 0.0,
         gate_temperature: float = 1.0,
         text: dict | None = None,
         image_backbone: str = "test_resnet.r160_in1k",
@@ -51,17 +52,20 @@ class MakeConfig(PretrainedConfig):
         image_level: int = 2,
         query_tokens: int = 12,
         title_tokens: int = 28,
+        categories: int = 0,
         heads_for: Sequence[str] = (),
         **other,
     ) -> None:
         self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
-        self.gate_temperature = gate_temperature
+        self.gate_temperature, self.text_dropout = gate_temperature, text_dropout
         self.text = (
             text
             or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
         )
         self.image_backbone, self.image_size, self.image_level = image_backbone, image_size, image_level
         self.query_tokens, self.title_tokens = query_tokens, title_tokens
+        #: how many categories the catalogue has, for the control with a weight for each
+        self.categories = categories
         #: objectives that need a head of their own: title_image_matching, query_product_matching, masked_language
         self.heads_for = list(heads_for)
         super().__init__(**other)
@@ -113,9 +117,10 @@ class MakeModel(PreTrainedModel):
         text = AutoConfig.for_model(**config.text)
         self.sees_title, self.sees_image = config.fusion != "image", config.fusion != "title"
         self.query_encoder = QueryEncoder(text, D)
-        self.query_project = nn.Linear(D, d)
+        # a text's mean loses some of its entries in training: a few thousand query strings are soon learned by heart
+        self.query_project = nn.Sequential(nn.Dropout(config.text_dropout), nn.Linear(D, d))
         self.title_encoder = TitleEncoder(text, D)
-        self.title_project = nn.Linear(D, d)
+        self.title_project = nn.Sequential(nn.Dropout(config.text_dropout), nn.Linear(D, d))
         self.image_encoder = ImageEncoder(
             config.image_backbone, image_size=config.image_size, level=config.image_level, width=D
         )  # fmt: skip
@@ -128,8 +133,8 @@ class MakeModel(PreTrainedModel):
             heads=config.heads,
             dropout=config.dropout,
             gate_temperature=config.gate_temperature,
+            categories=config.categories,
             project_title=self.title_project,
-            project_image=self.image_project,
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if "title_image_matching" in config.heads_for:
@@ -198,19 +203,27 @@ class MakeModel(PreTrainedModel):
         return u_t, u_v
 
     def product(
-        self, title_ids: Tensor, title_mask: Tensor, pixels: Tensor, present: Tensor, owner: Tensor | None = None
+        self,
+        title_ids: Tensor,
+        title_mask: Tensor,
+        pixels: Tensor,
+        present: Tensor,
+        category: Tensor,
+        owner: Tensor | None = None,
     ) -> Product:
         """Product embedding with its weights and parts; never sees a query.
 
         Args: title ids and mask (B, L); pixels uint8 (B + M, S, S, 3), the first photograph of each product and then M further
-            ones, whose products `owner` int64 (M,) names; present (B, 2), 1 where title, image is there.
+            ones, whose products `owner` int64 (M,) names; present (B, 2), 1 where title, image is there; category int64 (B,), its
+            number, 0 for none.
         """
         H_t, H_v = self.states(title_ids, title_mask, pixels, owner)
         u_t, u_v = self.summaries(H_t, title_mask, H_v)
-        return self.fusion(H_t, title_mask, H_v, u_t, u_v, present)
+        return self.fusion(H_t, title_mask, H_v, u_t, u_v, present, category)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Features for `makelib.model.losses.objectives`; what is computed follows from what the batch and the heads hold.
+    def forward(self, batch: dict[str, Tensor], weights: Objectives) -> dict[str, Tensor]:
+        """Features for `makelib.model.losses.objectives`; what is computed follows from what the batch and the heads hold, and
+        nothing is computed for an objective without a weight.
 
         Always `q, p (B, d)`, `u_t, u_v (B, d)`, `w (B, 2)`, `scale`. With `enriched_*` in the batch: `q_plus (B, d)`.
         With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_logits (M, vocabulary)` at the masked
@@ -221,7 +234,7 @@ class MakeModel(PreTrainedModel):
         H_q = self.query_states(batch["query_ids"], batch["query_mask"])
         H_t, H_v = self.states(batch["title_ids"], mask, batch["pixels"], batch.get("owner"))
         u_t, u_v = self.summaries(H_t, mask, H_v)
-        product = self.fusion(H_t, mask, H_v, u_t, u_v, present)
+        product = self.fusion(H_t, mask, H_v, u_t, u_v, present, batch["category"])
         features = {
             "q": self.query(None, batch["query_mask"], states=H_q),
             "p": product.embedding,
@@ -230,24 +243,22 @@ class MakeModel(PreTrainedModel):
             "w": product.weights,
             "scale": self.scale(),
         }
-        if "enriched_ids" in batch:
+        if "enriched_ids" in batch and (weights.keyword_enhanced or weights.distillation):
             features["q_plus"] = self.query(batch["enriched_ids"], batch["enriched_mask"], batch["enriched_segments"])
         if "negative_title_ids" in batch:
-            names = ("negative_title_ids", "negative_title_mask", "negative_pixels", "negative_present")
+            names = [f"negative_{name}" for name in ("title_ids", "title_mask", "pixels", "present", "category")]
             features["p_hard"] = self.product(*(batch[name] for name in names), batch.get("negative_owner")).embedding
-        if hasattr(self, "word_head") and "masked_ids" in batch and self.sees_title:
-            H_m = self.title_encoder(batch["masked_ids"], mask)
-            u_m, _ = self.summaries(H_m, mask, H_v)
-            states = self.fusion(H_m, mask, H_v, u_m, u_v, present).tokens
+        if "masked_ids" in batch and self.sees_title:
+            states = self.title_encoder(batch["masked_ids"], mask) + (mean_pool(H_v) * present[:, 1:])[:, None]
             features["word_logits"] = self.word_head(states[batch["masked_at"]])
-        if hasattr(self, "title_image_head") and self.sees_title and self.sees_image:
+        if weights.title_image_matching and self.sees_title and self.sees_image:
             shown = batch["negatives"] & (gather(present)[:, 1] > 0)
             other = _hard_negatives(features["scale"] * u_t @ gather(u_v).T, shown, batch["draws"][:, 0])
             patches = H_v.new_ones(H_v.shape[:2])
             features["title_image_logits"] = torch.stack(
                 [self.title_image_head(H_t, mask, V, patches) for V in (H_v, gather(H_v)[other])], dim=1
             )
-        if hasattr(self, "query_product_head"):
+        if weights.query_product_matching:
             similar = features["scale"] * features["q"] @ gather(product.embedding).T
             other = _hard_negatives(similar, batch["negatives"], batch["draws"][:, 1])
             states = torch.cat([H_t, H_v], dim=1)  # (B, L + P, D)
@@ -283,6 +294,7 @@ class MakeModel(PreTrainedModel):
         pixels: np.ndarray,
         has_image: np.ndarray,
         further: tuple[np.ndarray, np.ndarray] | None = None,
+        categories: np.ndarray | None = None,
         batch_size: int = 512,
         quiet: bool = True,
     ) -> ProductVectors:
@@ -294,8 +306,10 @@ class MakeModel(PreTrainedModel):
             has_image: bool (n,).
             further: photographs after the first, as `Catalog.further_images` returns them: pixels uint8 (M, S, S, 3) and
                 int64 (M,), ascending, which of the n products each belongs to.
+            categories: int64 (n,), as `Catalog.category_numbers`; only the fusion `category` looks at them.
         """
         tokenizer, outputs = self._needs_tokenizer(), []
+        categories = np.zeros(len(titles), np.int64) if categories is None else categories
         bar = progress(range(0, len(titles), batch_size), description="encode", unit="batch", disable=quiet)
         with _evaluating(self):
             for start in bar:
@@ -304,7 +318,7 @@ class MakeModel(PreTrainedModel):
                 has_title = np.array([bool(title.strip()) for title in titles[piece]])
                 present = np.stack([has_title, np.asarray(has_image[piece])], axis=1).astype(np.float32)
                 shown, owner = with_further(np.array(pixels[piece]), further, np.arange(len(titles))[piece])
-                arrays = (tokens["ids"], tokens["mask"], shown, present, owner)
+                arrays = (tokens["ids"], tokens["mask"], shown, present, categories[piece], owner)
                 product = self.product(*(torch.from_numpy(array).to(self.device) for array in arrays))
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
         if not outputs:
@@ -344,7 +358,12 @@ class MakeModel(PreTrainedModel):
 
     @classmethod
     def from_settings(
-        cls, model: Model, text: Text, objectives: Objectives, tokenizer: PreTrainedTokenizerBase
+        cls,
+        model: Model,
+        text: Text,
+        objectives: Objectives,
+        tokenizer: PreTrainedTokenizerBase,
+        categories: int = 0,
     ) -> MakeModel:
         """A new model; encoders that name a pretrained backbone start from its weights, the rest from scratch."""
         config = MakeConfig(
@@ -354,6 +373,8 @@ class MakeModel(PreTrainedModel):
             heads=model.heads,
             dropout=model.dropout,
             gate_temperature=model.gate_temperature,
+            text_dropout=model.text_dropout,
+            categories=categories,
             text=text_config(
                 model.text_backbone,
                 vocabulary=len(tokenizer),

@@ -24,7 +24,7 @@ from torch import Tensor
 from makelib.data.catalog import Catalog
 from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
-from makelib.model.losses import objectives
+from makelib.model.losses import finetuning, objectives
 from makelib.model.make import MakeModel
 from makelib.model.optim import learning_rate, make_optimizer
 from makelib.model.ranks import accelerator as accelerator_for
@@ -58,6 +58,13 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
     return decided(float((found / counts)[counts > 0].mean()) if counts.any() else float("nan"))
 
 
+def training_key(settings: Settings, seed: int, catalog: Catalog) -> str:
+    """Identifies all that a trained model depends on but makelib's own code; how it is judged afterwards is no part of it."""
+    tree = to_dict(settings)
+    parts = {name: tree[name] for name in ("text", "model", "keywords", "objectives", "training")}
+    return fingerprint(parts, settings.evaluation.validation_queries, seed, catalog.fingerprint)
+
+
 def train(
     catalog: Catalog,
     settings: Settings,
@@ -84,7 +91,8 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
     accelerator = accelerator_for(training.precision)
     torch.manual_seed(seed)
     tokenizer = tokenizer_for(catalog, settings)
-    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer)
+    categories = int(catalog.category_numbers.max(initial=0))
+    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer, categories)
     if training.image_warmup and model.sees_image:
         with accelerator.main_process_first():
             seeing = warm_up_images(catalog, settings)
@@ -94,17 +102,17 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
         batches = Batches(catalog, tokenizer, settings, seed)
     optimizer = make_optimizer(model, settings)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    identity = fingerprint(to_dict(settings), seed, catalog.fingerprint)
+    identity = training_key(settings, seed, catalog)
     state, best = TrainingState(curves=[]), copied_weights(model)
     if decided((folder / "checkpoint").is_dir()):
-        state, best = load_checkpoint(folder / "checkpoint", model, optimizer, identity)
+        state, best = load_checkpoint(folder / "checkpoint", model, optimizer, accelerator.scaler, identity)
     steps_of = {"pretrain": training.steps, "finetune": training.finetune_steps}
     taken = 0
     for stage in STAGES[STAGES.index(state.stage) :]:
         if stage != state.stage:
             model.load_state_dict(best)
             broadcast_weights(model)
-            optimizer = accelerator.prepare(make_optimizer(model, settings))
+            optimizer.state.clear()  # not a second optimizer: accelerate would unscale the gradients of both
             state.stage, state.step, state.stale = stage, 0, 0
         steps = steps_of[stage]
         if stage == "finetune" and steps:
@@ -118,7 +126,8 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
         )
         bar.update(state.step)
         pending, clock = [], time.perf_counter()
-        for batch in prepared(batches, stage, range(state.step, steps)):
+        stopped = training.patience and state.stale >= training.patience  # before a checkpoint that is resumed now
+        for batch in prepared(batches, stage, range(state.step, state.step if stopped else steps)):
             row = _step(wrapped, model, optimizer, accelerator, batch, settings, stage, state.step, steps, seed)
             pending.append(row)
             state.step += 1
@@ -142,7 +151,7 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
             if on_step is not None:
                 on_step(stage, state.step, state.curves)
             if saved and accelerator.is_main_process:
-                save_checkpoint(folder / "checkpoint", model, optimizer, state, best, identity)
+                save_checkpoint(folder / "checkpoint", model, optimizer, accelerator.scaler, state, best, identity)
             if stop_after is not None and taken >= stop_after:
                 return model
             if training.patience and state.stale >= training.patience:
@@ -167,16 +176,8 @@ def prepared(batches: Batches, stage: str, steps: range) -> Iterator[Batch]:
 
 def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, steps, seed) -> dict[str, Tensor]:
     """One optimiser step; returns what the curves show of it, still on the device: nothing here waits for it."""
-    training, weights = settings.training, settings.objectives
-    if stage == "finetune":
-        weights = type(weights)(
-            **{
-                name: getattr(weights, name)
-                if name in ("query_product", "distillation", "margin", "popularity_correction")
-                else 0
-                for name in weights.__dataclass_fields__
-            }
-        )
+    training = settings.training
+    weights = settings.objectives if stage == "pretrain" else finetuning(settings.objectives)
     dropout = np.random.SeedSequence(seed, spawn_key=(STAGES.index(stage), step, accelerator.process_index))
     torch.manual_seed(int(dropout.generate_state(1)[0]))
     wrapped.train()
@@ -187,11 +188,13 @@ def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, 
     for group in optimizer.param_groups:
         group["lr"] = rate
     with accelerator.autocast():
-        features = gathered(wrapped(inputs), GATHERED)
-        pairs = gathered(pairs, GATHERED_PAIRS)
-        done = step / max(1, steps) if stage == "pretrain" else 1.0
-        terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
-        loss = sum(getattr(weights, name) * term for name, term in terms.items())
+        features = gathered(wrapped(inputs, weights), GATHERED)
+    # outside of autocast and in float32: logits in half precision are off by a tenth where the scale is 100
+    features = {name: tensor.float() for name, tensor in features.items()}
+    pairs = gathered(pairs, GATHERED_PAIRS)
+    done = step / max(1, steps) if stage == "pretrain" else 1.0
+    terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
+    loss = sum(getattr(weights, name) * term for name, term in terms.items())
     optimizer.zero_grad()
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)

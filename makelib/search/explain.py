@@ -90,7 +90,8 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
     covered = [np.concatenate([cover[None], own[1:]]) for cover in _covered(own[0], grid)] if len(own) else []
     without = [np.delete(own, place, axis=0) for place in range(len(own))] if len(own) > 1 else []
     texts = titles + [title] * (len(covered) + len(without))
-    scores = encode(model, texts, [own] * len(titles) + covered + without).embedding @ query
+    images, category = [own] * len(titles) + covered + without, catalog.category_numbers[row]
+    scores = encode(model, texts, images, category).embedding @ query
     of_words, of_covers, of_images = np.split(scores[0] - scores, [len(titles), len(titles) + len(covered)])
 
     embedding = retriever.vectors.embedding
@@ -118,7 +119,7 @@ def what_if(
     catalog, model = retriever.catalog, retriever.model
     own = catalog.photographs(row, model.config.image_size)
     title = title_of(catalog, row) if title is None else title
-    vectors = encode(model, [title], [own[:0] if blank else own])
+    vectors = encode(model, [title], [own[:0] if blank else own], catalog.category_numbers[row])
     score = float(vectors.embedding[0] @ query)
     was = float(retriever.vectors.embedding[row] @ query)
     return (
@@ -127,13 +128,14 @@ def what_if(
     )
 
 
-def encode(model: MakeModel, titles: Sequence[str], images: Sequence[np.ndarray]) -> ProductVectors:
-    """Products as they might be: n titles, and for each its photographs, uint8 (k, S, S, 3), k = 0 for none."""
+def encode(model: MakeModel, titles: Sequence[str], images: Sequence[np.ndarray], category: int = 0) -> ProductVectors:
+    """Products of one category as they might be: n titles, and for each its photographs, uint8 (k, S, S, 3), k = 0 for none."""
     size = model.config.image_size
     first = np.stack([own[0] if len(own) else np.zeros((size, size, 3), np.uint8) for own in images])
     owner = np.repeat(np.arange(len(images)), [max(0, len(own) - 1) for own in images])
     further = np.concatenate([own[1:] for own in images])
-    return model.encode_products(titles, first, np.array([len(own) > 0 for own in images]), (further, owner))
+    shown, categories = np.array([len(own) > 0 for own in images]), np.full(len(images), category)
+    return model.encode_products(titles, first, shown, (further, owner), categories)
 
 
 def title_of(catalog: Catalog, row: int) -> str:

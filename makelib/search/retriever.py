@@ -44,7 +44,8 @@ class Retriever:
     ) -> Retriever:
         """Encode the whole catalogue and index it."""
         titles, size = catalog.products["title"].fillna("").tolist(), model.config.image_size
-        vectors = model.encode_products(titles, *catalog.images(size), catalog.further_images(size), quiet=quiet)
+        images = (*catalog.images(size), catalog.further_images(size))
+        vectors = model.encode_products(titles, *images, catalog.category_numbers, quiet=quiet)
         index = ProductIndex.build(
             vectors.embedding,
             catalog.products["product_id"],

@@ -116,7 +116,8 @@ def product_flops(model) -> float:
     )
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device))
+        none = torch.zeros(1, dtype=torch.long, device=model.device)
+        model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device), none)
     return float(counter.get_total_flops())
 
 

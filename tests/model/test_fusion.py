@@ -10,13 +10,14 @@ from makelib.model.fusion import make_fusion, masked_softmax
 from makelib.settings import FUSIONS
 
 B, L, P, D, d = 5, 7, 4, 16, 8
+CATEGORY = torch.tensor([1, 2, 3, 0, 1])
 
 
 def fusion(kind):
     torch.manual_seed(0)
-    title, image = torch.nn.Linear(D, d), torch.nn.Linear(D, d)
+    title, image = torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Linear(D, d)), torch.nn.Linear(D, d)
     module = make_fusion(
-        kind, width=D, dim=d, heads=2, dropout=0.0, gate_temperature=1.0, project_title=title, project_image=image
+        kind, width=D, dim=d, heads=2, dropout=0.0, gate_temperature=1.0, categories=3, project_title=title
     )
     return module, title, image
 
@@ -34,7 +35,7 @@ def inputs(title, image, seed=1):
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_embeddings_are_unit_length_and_parts_add_up(kind):
     module, title, image = fusion(kind)
-    product = module(*inputs(title, image), torch.ones(B, 2))
+    product = module(*inputs(title, image), torch.ones(B, 2), CATEGORY)
     assert product.embedding.shape == (B, d)
     assert torch.allclose(product.embedding.norm(dim=-1), torch.ones(B), atol=1e-5)
     if kind != "joint":
@@ -44,7 +45,7 @@ def test_embeddings_are_unit_length_and_parts_add_up(kind):
         assert product.weights.isnan().all()
 
 
-@pytest.mark.parametrize("kind", ["mean", "global", "gate", "adaptive"])
+@pytest.mark.parametrize("kind", ["mean", "global", "category", "gate", "adaptive"])
 def test_a_missing_modality_has_weight_exactly_zero_and_no_influence(kind):
     module, title, image = fusion(kind)
     with torch.no_grad():
@@ -52,70 +53,80 @@ def test_a_missing_modality_has_weight_exactly_zero_and_no_influence(kind):
             parameter.add_(0.1 * torch.randn_like(parameter))  # away from the neutral start
     H_t, mask, H_v, u_t, u_v = inputs(title, image)
     no_image = torch.tensor([[1.0, 0.0]] * B)
-    before = module(H_t, mask, H_v, u_t, u_v, no_image)
+    before = module(H_t, mask, H_v, u_t, u_v, no_image, CATEGORY)
     assert (before.weights[:, 1] == 0).all()
-    after = module(H_t, mask, H_v + 3, u_t, u_v, no_image)
+    after = module(H_t, mask, H_v + 3, u_t, u_v, no_image, CATEGORY)
     assert torch.allclose(before.embedding, after.embedding, atol=1e-6)
     no_title = torch.tensor([[0.0, 1.0]] * B)
-    assert (module(H_t, mask, H_v, u_t, u_v, no_title).weights[:, 0] == 0).all()
+    assert (module(H_t, mask, H_v, u_t, u_v, no_title, CATEGORY).weights[:, 0] == 0).all()
 
 
 def test_single_modality_contenders_never_look_at_the_other():
     for kind, weight in (("title", [1.0, 0.0]), ("image", [0.0, 1.0])):
         module, title, image = fusion(kind)
-        product = module(*inputs(title, image), torch.tensor([[0.0, 0.0], [1, 0], [0, 1], [1, 1], [1, 1]]))
+        product = module(*inputs(title, image), torch.tensor([[0.0, 0.0], [1, 0], [0, 1], [1, 1], [1, 1]]), CATEGORY)
         assert product.weights.tolist() == [weight] * B
 
 
-@pytest.mark.parametrize("kind", ["global", "gate", "adaptive"])
-def test_learned_weights_start_as_the_mean(kind):
+@pytest.mark.parametrize("kind", ["global", "category", "gate", "adaptive", "joint"])
+def test_everything_learned_starts_as_the_mean(kind):
     module, title, image = fusion(kind)
     mean, *_ = fusion("mean")
     states = inputs(title, image)
     assert torch.allclose(
-        module(*states, torch.ones(B, 2)).embedding, mean(*states, torch.ones(B, 2)).embedding, atol=1e-6
+        module(*states, torch.ones(B, 2), CATEGORY).embedding,
+        mean(*states, torch.ones(B, 2), CATEGORY).embedding,
+        atol=1e-6,
     )
 
 
-def test_adaptive_without_its_scale_is_gate():
-    adaptive, title, image = fusion("adaptive")
-    gate, *_ = fusion("gate")
-    gate.weigh.load_state_dict(adaptive.weigh.state_dict())
-    states = inputs(title, image)
-    assert torch.allclose(
-        adaptive(*states, torch.ones(B, 2)).embedding, gate(*states, torch.ones(B, 2)).embedding, atol=1e-6
-    )
+def test_a_weight_per_category_is_that_of_the_category():
+    module, title, image = fusion("category")
     with torch.no_grad():
-        adaptive.cross[0].scale.fill_(1.0)
-    assert not torch.allclose(
-        adaptive(*states, torch.ones(B, 2)).embedding, gate(*states, torch.ones(B, 2)).embedding, atol=1e-3
-    )
+        module.weigh.logits.copy_(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 1.0]]))
+    weights = module(*inputs(title, image), torch.ones(B, 2), CATEGORY).weights
+    assert torch.equal(weights, module.weigh.logits.softmax(-1)[CATEGORY])
+
+
+def test_words_count_as_their_photograph_says():
+    """With a word that agrees with the photograph scored high, the title's summary is that word."""
+    module, title, image = fusion("adaptive")
+    H_t, mask, H_v, u_t, u_v = inputs(title, image)
+    with torch.no_grad():  # score = the word's cosine with the photograph, sharpened
+        module.words.mlp[0].weight.zero_()
+        module.words.mlp[0].weight[0, 2 * d :] = 20.0
+        module.words.mlp[0].bias.zero_()
+        module.words.mlp[2].weight.zero_()
+        module.words.mlp[2].weight[0, 0] = 1.0
+    words = torch.nn.functional.normalize(title(H_t), dim=-1)
+    weights = module.words(title[-1](H_t), mask, u_v)
+    agreement = torch.einsum("bld,bd->bl", words, u_v).masked_fill(mask == 0, -1)
+    assert (weights.argmax(1) == agreement.argmax(1)).all()
+    assert (weights[mask == 0] == 0).all()
+    blind = module(H_t, mask, H_v, u_t, u_v, torch.tensor([[1.0, 0.0]] * B), CATEGORY).embedding
+    assert torch.allclose(blind, u_t, atol=1e-5)  # without the photograph all words count alike here
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "joint"])
 def test_padding_never_counts(kind):
     module, title, image = fusion(kind)
-    if kind == "adaptive":
-        with torch.no_grad():
-            module.cross[0].scale.fill_(1.0)
-            module.cross[1].scale.fill_(1.0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # away from the neutral start
     H_t, mask, H_v, u_t, u_v = inputs(title, image)
     changed = H_t.clone()
     changed[0, 3:] += 5
-    one, two = (module(H, mask, H_v, u_t, u_v, torch.ones(B, 2)).embedding for H in (H_t, changed))
+    one, two = (module(H, mask, H_v, u_t, u_v, torch.ones(B, 2), CATEGORY).embedding for H in (H_t, changed))
     assert torch.allclose(one, two, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["global", "gate", "adaptive", "joint"])
+@pytest.mark.parametrize("kind", ["global", "category", "gate", "adaptive", "joint"])
 def test_gradients_reach_every_parameter(kind):
     module, title, image = fusion(kind)
-    if kind == "adaptive":
-        with torch.no_grad():
-            module.cross[0].scale.fill_(0.5)
-            module.cross[1].scale.fill_(0.5)
-    if kind in ("gate", "adaptive"):
-        torch.nn.init.normal_(module.weigh.mlp[-1].weight)
-    product = module(*inputs(title, image), torch.ones(B, 2))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    product = module(*inputs(title, image), torch.ones(B, 2), CATEGORY)
     (product.embedding * torch.randn(B, d)).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 

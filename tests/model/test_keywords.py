@@ -166,9 +166,30 @@ def test_masks_are_disjoint_and_leave_half_a_row(size, share, certain_share, see
     assert not (kept & ~masked).any()
 
 
-def test_the_plain_arm_masks_nothing(catalog, tables):
-    masks = FalseNegatives(catalog, tables).none(np.array([0, 0, 3]), np.array([0, 1, 1]))
-    assert (masks.negatives == ~np.eye(3, dtype=bool)).all()
+def test_raw_masks_nothing_and_none_only_the_same_product_and_the_same_query(catalog, tables):
+    judge = FalseNegatives(catalog, tables)
+    # query 0 on a, on b and on a again; query 3, the same string, on b; query 1 on a's twin listing e
+    queries, products = np.array([0, 0, 0, 3, 1]), np.array([0, 1, 0, 1, 4])
+    raw = judge.raw(queries, products)
+    assert (raw.negatives == ~np.eye(5, dtype=bool)).all()
+    plain = judge.none(queries, products)
+    negatives = np.array([[0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 1, 0]], bool)
+    assert (plain.negatives == negatives).all()
+    assert plain.positives[0].tolist() == [True, False, True, False, False]
+    assert plain.positives[1].tolist() == [False, True, False, True, False]
+
+
+def test_mined_negatives_are_kept_by_the_same_rules(catalog, tables):
+    judge, everything = FalseNegatives(catalog, tables), np.arange(len(PRODUCTS))
+    # "red dress" was clicked on a (listed again as e) and b; d and f lack a word, c is of another category
+    assert judge.admissible("none", 0, everything).tolist() == [False, False, True, True, False, True]
+    # "acme" was clicked on a and d, e is a's twin; "bolt red dress" and the others lack the word
+    assert judge.admissible("rule", 1, everything).tolist() == [False, True, True, False, False, True]
+    fewer = FalseNegatives(catalog, tables)
+    fewer.clicked[fewer.strings[0], fewer.groups[1]] = 0  # nobody clicked b for "red dress", whose words it has
+    fewer.clicked.eliminate_zeros()
+    assert fewer.admissible("none", 0, everything)[1]
+    assert not fewer.admissible("rule", 0, everything)[1]
 
 
 def test_the_oracle_masks_exactly_the_truth(tmp_path):

@@ -158,13 +158,13 @@ def features_and_batch(size=6):
     features |= {
         "w": torch.full((size, 2), 0.5),
         "scale": torch.tensor(10.0),
-        "title_image_logits": torch.randn(2 * size),
-        "query_product_logits": torch.randn(2 * size),
+        "title_image_logits": torch.randn(size, 2),
+        "query_product_logits": torch.randn(size, 2),
         "word_logits": torch.randn(5, 11),
     }
     batch = {
         "positives": own, "negatives": ~own, "present": present, "valid": present.all(dim=1),
-        "log_popularity": torch.randn(size), "masked_words": torch.arange(5),
+        "log_popularity": torch.randn(size), "masked_words": torch.arange(5), "masked_count": 5,
     }  # fmt: skip
     return features, batch
 

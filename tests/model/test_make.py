@@ -56,12 +56,29 @@ def test_everything_returns_from_a_folder(fusion, tokenizer, pixels, tmp_path):
     assert not list((tmp_path / fusion).glob("*.bin")), "weights are safetensors, never pickles"
 
 
-def test_word_embeddings_are_shared_and_stay_shared(tokenizer, tmp_path):
-    model = make(tokenizer)
+@pytest.mark.parametrize("layers", [0, 1])
+def test_word_embeddings_are_shared_and_stay_shared(layers, tokenizer, tmp_path):
+    model = make(tokenizer, **{"model.text_layers": layers})
     model.save_pretrained(tmp_path / "m")
     for each in (model, MakeModel.from_pretrained(tmp_path / "m")):
         words = [side.backbone.get_input_embeddings().weight for side in (each.query_encoder, each.title_encoder)]
         assert words[0] is words[1] or words[0].data_ptr() == words[1].data_ptr()
+
+
+def test_without_layers_a_text_is_a_bag_of_words(tokenizer):
+    bag, layer = (make(tokenizer, **{"model.text_layers": layers}) for layers in (0, 1))
+    one, two = (np.array([m.encode_queries([text])[0] for text in ("red dress", "dress red")]) for m in (bag, layer))
+    np.testing.assert_allclose(one[0], one[1], atol=1e-6)
+    assert np.abs(two[0] - two[1]).max() > 1e-3
+    assert sum(p.numel() for p in bag.query_encoder.parameters()) == len(tokenizer) * 32
+
+
+def test_entries_of_a_text_are_hidden_in_training_only(tokenizer):
+    model = make(tokenizer, **{"model.text_dropout": 0.5})
+    ids, mask = torch.tensor([[1, 40, 41]]), torch.ones(1, 3, dtype=torch.long)
+    assert torch.equal(model.query(ids, mask), model.query(ids, mask))
+    model.train()
+    assert not torch.equal(model.query(ids, mask), model.query(ids, mask))
 
 
 def test_encoding_does_not_depend_on_the_batch(tokenizer, pixels):
@@ -74,11 +91,11 @@ def test_encoding_does_not_depend_on_the_batch(tokenizer, pixels):
 
 
 def test_products_never_depend_on_queries(tokenizer, pixels):
-    model = make(tokenizer)
+    model = make(tokenizer, **{"model.text_layers": 1})
     before = model.encode_products(TITLES, pixels, np.ones(len(TITLES), bool)).embedding
     with torch.no_grad():
-        for name, parameter in model.query_encoder.named_parameters():
-            if "word_embeddings" not in name:
+        for parameter in {*model.query_encoder.parameters(), *model.query_project.parameters()}:
+            if parameter is not model.title_encoder.backbone.get_input_embeddings().weight:
                 parameter.zero_()
     np.testing.assert_allclose(
         before, model.encode_products(TITLES, pixels, np.ones(len(TITLES), bool)).embedding, atol=1e-6
@@ -114,7 +131,7 @@ def test_errors_say_how_to_mend(tokenizer, tmp_path):
 
 def test_backbones_by_name_start_from_their_weights(tokenizer, tmp_path):
     """A small copy of the layout that a hub has, on disk: nothing is downloaded."""
-    donor = make(tokenizer, "title")
+    donor = make(tokenizer, "title", **{"model.text_layers": 1})
     donor.query_encoder.backbone.save_pretrained(tmp_path / "bert")
     model = make(tokenizer, "title", **{"model.text_backbone": str(tmp_path / "bert"), "model.width": 16})
     for side in (model.query_encoder, model.title_encoder):
@@ -128,10 +145,10 @@ def test_hard_negatives_follow_similarity_and_never_the_mask():
     logits = torch.tensor([[9.0, 3.0, 8.0, -5.0]] * 4)
     negatives = torch.ones(4, 4, dtype=torch.bool)
     negatives[:, 0] = False  # the nearest is a false negative
-    drawn = torch.stack([_hard_negatives(logits, negatives) for _ in range(200)])
+    drawn = torch.stack([_hard_negatives(logits, negatives, torch.rand(4)) for _ in range(200)])
     assert (drawn != 0).all()
     assert (drawn == 2).float().mean() > 0.9
-    assert _hard_negatives(logits, torch.zeros(4, 4, dtype=torch.bool)).tolist() == [1, 2, 3, 0]
+    assert _hard_negatives(logits, torch.zeros(4, 4, dtype=torch.bool), torch.rand(4)).tolist() == [1, 2, 3, 0]
 
 
 # -- several photographs of one product -------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from PIL import Image
 
 from makelib.data.tables import write_catalog
 from makelib.model.batches import Batches, augment, drop_words, tokenizer_for
+from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.encoders import ImageEncoder, mean_pool
-from makelib.model.optim import learning_rate
+from makelib.model.make import MakeModel
+from makelib.model.optim import learning_rate, make_optimizer
 from makelib.model.training import train, validation_recall
 from makelib.model.warmup import warm_up_images
 from makelib.runtime import UserError
@@ -115,7 +117,7 @@ def test_it_overfits_sixteen_triples(catalog, tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=model_settings.training.learning_rate)
     losses = []
     for _ in range(120):
-        features = model(batch.inputs)
+        features = model(batch.inputs, settings.objectives)
         loss = objectives(features, batch.pairs, settings.objectives, settings.keywords, fusion="adaptive")[
             "query_product"
         ]
@@ -224,6 +226,90 @@ def test_a_killed_run_resumes_to_the_same_weights(catalog, tmp_path, stop):
         for name in ("whole", "killed")
     ]
     pd.testing.assert_frame_equal(*curves)
+
+
+def test_seeds_and_studies_may_change_while_a_run_is_interrupted(catalog, tmp_path):
+    train(catalog, tiny(), 0, tmp_path / "killed", on_step=lambda *_: None, stop_after=7)
+    more = tiny(**{"seeds": (0, 1, 2), "name": "full", "ablation.workers": 2, "evaluation.test_queries": 5})
+    resumed = train(catalog, more, 0, tmp_path / "killed", on_step=lambda *_: None)
+    assert resumed.fingerprint() == train(catalog, tiny(), 0, tmp_path / "whole", on_step=lambda *_: None).fingerprint()
+
+
+def test_a_run_that_stopped_early_takes_no_step_when_resumed(catalog, tmp_path):
+    # nothing improves, so it stops at the first evaluation
+    settings = tiny(
+        **{
+            "training.patience": 1,
+            "training.evaluations": 4,
+            "training.checkpoint_every": 1,
+            "training.learning_rate": 1e-9,
+        }
+    )
+    train(catalog, settings, 0, tmp_path, on_step=lambda *_: None)
+    steps = []
+    train(catalog, settings, 0, tmp_path, on_step=lambda *step: steps.append(step))
+    assert steps == []
+
+
+def test_fine_tuning_computes_nothing_without_a_weight_and_keeps_one_optimizer(catalog, tmp_path, monkeypatch):
+    import accelerate
+
+    from makelib.model.make import MatchingHead
+
+    stages, optimizers = [], set()
+    batches, prepare, match = Batches.__call__, accelerate.Accelerator.backward, MatchingHead.forward
+
+    def backward(self, loss, **options):
+        optimizers.update(map(id, self._optimizers))
+        return prepare(self, loss, **options)
+
+    monkeypatch.setattr(accelerate.Accelerator, "backward", backward)
+    monkeypatch.setattr(
+        Batches, "__call__", lambda self, stage, step: stages.append(stage) or batches(self, stage, step)
+    )
+    monkeypatch.setattr(
+        MatchingHead, "forward", lambda self, *a: stages.append("matched " + stages[-1]) or match(self, *a)
+    )
+    heads = ("title_image_matching", "query_product_matching", "masked_language")
+    settings = tiny(
+        **{"training.steps": 2, "training.finetune_steps": 2, **{f"objectives.{name}": 0.1 for name in heads}}
+    )
+    train(catalog, settings, 0, tmp_path, on_step=lambda *_: None)
+    assert any(stage.endswith("pretrain") and stage.startswith("matched") for stage in stages)
+    assert not any(stage.endswith("finetune") and stage.startswith("matched") for stage in stages)
+    curve = pd.read_parquet(tmp_path / "curves.parquet")
+    assert curve.loc[curve["stage"] == "finetune", list(heads)].isna().all(axis=None)
+    assert len(optimizers) == 1
+
+
+def test_losses_are_computed_in_float32_outside_of_autocast(catalog, tmp_path, monkeypatch):
+    import accelerate
+
+    from makelib.model import training
+
+    seen, whole = [], training.objectives
+
+    def look(features, *arguments, **options):
+        seen.append((torch.is_autocast_enabled("cpu"), {tensor.dtype for tensor in features.values()}))
+        return whole(features, *arguments, **options)
+
+    monkeypatch.setattr(training, "objectives", look)
+    monkeypatch.setattr(accelerate.Accelerator, "autocast", lambda self: torch.autocast("cpu", torch.bfloat16))
+    train(catalog, tiny(**{"training.steps": 1}), 0, tmp_path, on_step=lambda *_: None)
+    assert seen == [(False, {torch.float32})]
+
+
+def test_the_loss_scale_of_fp16_survives_a_checkpoint(catalog, tmp_path):
+    settings = tiny()
+    model = MakeModel.from_settings(
+        settings.model, settings.text, settings.objectives, tokenizer_for(catalog, settings)
+    )
+    optimizer, scaler = make_optimizer(model, settings), torch.amp.GradScaler("cpu", init_scale=512.0)
+    state = TrainingState(curves=[])
+    save_checkpoint(tmp_path / "checkpoint", model, optimizer, scaler, state, copied_weights(model), "mark")
+    fresh = torch.amp.GradScaler("cpu")
+    load_checkpoint(tmp_path / "checkpoint", model, optimizer, fresh, "mark")
+    assert fresh.state_dict()["scale"] == 512.0
 
 
 def test_a_checkpoint_of_other_settings_is_refused(catalog, tmp_path):
