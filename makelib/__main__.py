@@ -82,7 +82,6 @@ def train(given: Namespace) -> None:
 
 
 def index(given: Namespace) -> None:
-    from makelib.search.index import ProductIndex
     from makelib.search.retriever import Retriever
     from makelib.settings import read_yaml, write_yaml
     from makelib.study.experiment import find_model
@@ -92,15 +91,10 @@ def index(given: Namespace) -> None:
         Retriever.open(folder),
         read_yaml(folder / "settings.yaml").replace(**{"index.kind": given.kind}),
     )
-    built = ProductIndex.build(
-        retriever.vectors.embedding,
-        retriever.catalog.products["product_id"],
-        settings.index,
-        model_fingerprint=retriever.model.fingerprint(),
-        catalogue_fingerprint=retriever.catalog.fingerprint,
-    )
+    retriever = retriever.indexed(settings.index)
+    built = retriever.index
     out = given.out or folder.with_name(f"{folder.name}-{given.kind}")
-    dataclasses.replace(retriever, index=built).save(out)
+    retriever.save(out)
     write_yaml(settings, out / "settings.yaml")
     print(f"{out}: {len(built)} products, {built.dim} dimensions, {given.kind}, {built.nbytes / 2**20:.1f} MiB")
 
@@ -155,9 +149,11 @@ def evaluate(given: Namespace) -> None:
 def ablate(given: Namespace) -> None:
     from makelib.study.experiment import Experiment
     from makelib.study.statistics import significance_table
+    from makelib.study.studies import SWEEPS
 
     experiment = Experiment.open(_run(given), given.preset, given.catalog, given.seeds, overrides(given.set))
-    table = significance_table(experiment.study(given.study), ["Rel@10", "HitRate@100"])
+    rows = experiment.sweep(given.study) if given.study in SWEEPS else experiment.study(given.study)
+    table = significance_table(rows, ["Rel@10", "HitRate@100"])
     print(f"{_table(table)}\n\n{table.attrs['legend']}")
 
 
@@ -263,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add(commands, ablate, "ablate", "train and compare the variants of a study", several)
     sub.add_argument(
-        "--study", default="modal_adaptation", help="modal_adaptation (default), keyword_enhancement, make"
+        "--study", default="modal_adaptation", help="or a sweep (default: modal_adaptation); a wrong name lists all"
     )
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -27,8 +28,9 @@ import filelock
 import psutil
 import tqdm.auto
 
-#: what decides an arm's numbers; a change of figures or of an explorer trains nothing again
-CODE = ("data/*.py", "model/*.py", "search/index.py", "search/retriever.py", "study/metrics.py")
+#: what decides a trained model, and what its scores beside; a change of figures or of an explorer computes nothing again
+TRAINING_CODE = ("data/*.py", "model/*.py")
+SCORING_CODE = ("search/index.py", "search/retriever.py", "study/metrics.py")
 PACKAGES = (
     "torch", "torchvision", "transformers", "timm", "datasets", "accelerate", "faiss-cpu", "ir-measures", "scipy",
     "scikit-learn", "bm25s", "numpy", "pandas", "matplotlib", "jupyterlab", "ipywidgets", "papermill", "nbconvert",
@@ -163,10 +165,11 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def code_version() -> str:
-    """Fingerprint of the source of the modules that decide a trained model's numbers and its scores."""
+@functools.cache  # what runs is what was imported, not what was saved since
+def code_version(patterns: tuple[str, ...] = TRAINING_CODE) -> str:
+    """Fingerprint of the source of the modules that decide a trained model, or its scores."""
     package = Path(__file__).parent
-    files = (file for pattern in CODE for file in sorted(package.glob(pattern)))
+    files = (file for pattern in patterns for file in sorted(package.glob(pattern)))
     return fingerprint(*(file.read_bytes() for file in files))
 
 

@@ -32,7 +32,7 @@ AT_LEAST = {
     "model.heads": 1, "model.image_size": 8, "model.gate_temperature": 1e-6,
     "training.batch_size": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
     "index.hnsw_search": 1, "index.ivf_lists": 1, "index.ivf_probes": 1, "evaluation.cutoffs": 1,
-    "evaluation.validation_queries": 1, "evaluation.test_queries": 1, "evaluation.resamples": 1,
+    "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
 }  # fmt: skip
 FUSIONS = ("title", "image", "mean", "global", "category", "joint", "gate", "adaptive")
 Fusion = Literal["title", "image", "mean", "global", "category", "joint", "gate", "adaptive"]

@@ -7,6 +7,7 @@ import pandas as pd
 from hostile import hostile_catalog, untrained_retrievers
 
 from makelib.settings import preset, write_yaml
+from makelib.study.arms import scoring_key
 from makelib.study.experiment import Experiment
 
 #: variant -> what it adds to the chance of a query, against `title`
@@ -45,4 +46,5 @@ def plant(experiment, arm, retriever, gain):
         }
     ).assign(**scores).to_parquet(arm.folder / "per_query.parquet", index=False)
     note = {"label": arm.label, "seed": arm.seed, "seconds": 10.0, "parameters": 1000, "megaflops_per_product": 1.0}
+    note["scoring"] = scoring_key(arm.settings)
     (arm.folder / "arm.json").write_text(json.dumps(note))

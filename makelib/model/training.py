@@ -30,7 +30,7 @@ from makelib.model.optim import learning_rate, make_optimizer
 from makelib.model.ranks import accelerator as accelerator_for
 from makelib.model.ranks import broadcast_weights, decided, gather, join_batch_norms, lost_peers, place
 from makelib.model.warmup import warm_up_images
-from makelib.runtime import UserError, atomic_file, fingerprint, progress
+from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
 from makelib.settings import Objectives, Settings, to_dict
 
 #: features and masks that every process needs of every other's rows
@@ -59,10 +59,11 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
 
 
 def training_key(settings: Settings, seed: int, catalog: Catalog) -> str:
-    """Identifies all that a trained model depends on but makelib's own code; how it is judged afterwards is no part of it."""
+    """Identifies all that a trained model depends on, makelib's own code included. It names an arm's folder, and a checkpoint
+    of another key is refused; how the model is judged, how many seeds there are and which arms run beside is no part of it."""
     tree = to_dict(settings)
     parts = {name: tree[name] for name in ("text", "model", "keywords", "objectives", "training")}
-    return fingerprint(parts, settings.evaluation.validation_queries, seed, catalog.fingerprint)
+    return fingerprint(parts, settings.evaluation.validation_queries, seed, catalog.fingerprint, code_version())
 
 
 def train(

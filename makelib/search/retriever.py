@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,17 @@ class Retriever:
             catalogue_fingerprint=catalog.fingerprint,
         )
         return cls(name, model, catalog, index, vectors)
+
+    def indexed(self, settings: settings_module.Index) -> Retriever:
+        """The same products in another index; nothing is encoded again."""
+        index = ProductIndex.build(
+            self.vectors.embedding,
+            self.catalog.products["product_id"],
+            settings,
+            model_fingerprint=self.model.fingerprint(),
+            catalogue_fingerprint=self.catalog.fingerprint,
+        )
+        return replace(self, index=index)
 
     def save(self, folder: Path) -> None:
         """Model, index and product vectors into `folder`; the catalogue is named, not copied."""

@@ -20,9 +20,9 @@ import numpy as np
 from makelib.data.catalog import Catalog
 from makelib.model.ranks import decided, place
 from makelib.model.training import train
-from makelib.runtime import atomic_file, set_threads
+from makelib.runtime import SCORING_CODE, atomic_file, code_version, fingerprint, set_threads
 from makelib.search.retriever import Retriever
-from makelib.settings import Settings, from_dict, write_yaml
+from makelib.settings import Settings, from_dict, to_dict, write_yaml
 from makelib.study.metrics import evaluate
 
 #: what an arm notes of its steps while it trains, for whoever looks on; a line of JSON each
@@ -45,7 +45,15 @@ class Arm:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "arm.json").is_file()
+        """Trained, and scored as the settings have it."""
+        note = self.folder / "arm.json"
+        return note.is_file() and json.loads(note.read_text())["scoring"] == scoring_key(self.settings)
+
+
+def scoring_key(settings: Settings) -> str:
+    """Fingerprint of what decides the scores of a trained model: index, test queries, cutoffs, and their code."""
+    judged = (settings.evaluation.test_queries, settings.evaluation.cutoffs)
+    return fingerprint(to_dict(settings)["index"], judged, code_version(SCORING_CODE))
 
 
 def queries_of(catalog: Catalog, settings: Settings, split: str = "test") -> np.ndarray:
@@ -56,10 +64,35 @@ def queries_of(catalog: Catalog, settings: Settings, split: str = "test") -> np.
 
 
 def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder: str) -> None:
-    """Train, index and judge one arm in this process; `arm.json`, written last, says that it is done."""
+    """Train, index and judge one arm in this process; `arm.json`, written last, says that it is done. One that was trained
+    already is only indexed and judged again."""
     began, settings, catalog, target = time.time(), from_dict(tree), Catalog.open(catalogue), Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     write_yaml(settings, target / "settings.yaml")
+    if (target / "arm.json").is_file():
+        note = json.loads((target / "arm.json").read_text())
+        retriever = Retriever.open(target, catalog).indexed(settings.index)
+    else:
+        model = _train(catalog, settings, seed, target)
+        if place()[0] == 0:
+            retriever = Retriever.build(label, model, catalog, settings.index)
+            note = {
+                "label": label,
+                "seed": seed,
+                "seconds": time.time() - began,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "megaflops_per_product": product_flops(model) / 1e6,
+            }
+    if place()[0] == 0:
+        _judge(retriever, settings, target)
+        with atomic_file(target / "arm.json") as draft:
+            draft.write_text(json.dumps({**note, "scoring": scoring_key(settings)}, indent=2), encoding="utf-8")
+        shutil.rmtree(target / "checkpoint", ignore_errors=True)
+    decided(None)  # the other processes wait until the arm is done
+
+
+def _train(catalog: Catalog, settings: Settings, seed: int, target: Path):
+    """The trained model; its steps are noted for whoever looks on."""
     before = {"pretrain": 0, "finetune": settings.training.steps}
 
     noted = 0
@@ -76,31 +109,18 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
                 print(json.dumps(line), file=live)
         noted = len(curves)
 
-    model = train(catalog, settings, seed, target, on_step=on_step)
-    if place()[0] == 0:
-        _judge(label, model, catalog, settings, seed, target, began)
-    decided(None)  # the other processes wait until the arm is done
+    return train(catalog, settings, seed, target, on_step=on_step)
 
 
-def _judge(label: str, model, catalog: Catalog, settings: Settings, seed: int, target: Path, began: float) -> None:
-    """Index and judge a trained arm."""
-    retriever = Retriever.build(label, model, catalog, settings.index)
+def _judge(retriever: Retriever, settings: Settings, target: Path) -> None:
+    """Keep an arm's model and index, its hits and their scores."""
+    catalog, model = retriever.catalog, retriever.model
     retriever.save(target)
     rows = queries_of(catalog, settings)
     vectors = model.encode_queries(catalog.queries["query"].iloc[rows].tolist())
     found, scores = retriever.index.search(vectors, max(settings.evaluation.cutoffs))
     np.savez(target / "hits.npz", queries=rows, rows=found, scores=scores)
     evaluate(catalog, rows, found, settings.evaluation).to_parquet(target / "per_query.parquet", index=False)
-    note = {
-        "label": label,
-        "seed": seed,
-        "seconds": time.time() - began,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "megaflops_per_product": product_flops(model) / 1e6,
-    }
-    with atomic_file(target / "arm.json") as draft:
-        draft.write_text(json.dumps(note, indent=2), encoding="utf-8")
-    shutil.rmtree(target / "checkpoint", ignore_errors=True)
 
 
 def product_flops(model) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import bm25s
 import numpy as np
@@ -22,7 +22,7 @@ def bm25_run(catalog: Catalog, query_rows: np.ndarray, k: int) -> tuple[np.ndarr
     engine = bm25s.BM25()
     titles = [words(title or "") for title in catalog.products["title"]]
     engine.index(titles if any(titles) else [["\0"]] * len(titles), show_progress=False)
-    return _run(
+    return ranked(
         (engine.get_scores(words(query)) for query in catalog.queries["query"].iloc[query_rows]),
         len(query_rows), len(catalog), k,
     )  # fmt: skip
@@ -39,10 +39,25 @@ def behaviour_run(catalog: Catalog, query_rows: np.ndarray, k: int) -> tuple[np.
     clicks = sp.coo_matrix(
         (np.ones(len(clicked_products)), (codes[clicked_queries], clicked_products)), shape=(len(names), len(catalog))
     ).tocsr()
-    return _run((clicks[codes[row]].toarray()[0] for row in query_rows), len(query_rows), len(catalog), k)
+    return ranked((clicks[codes[row]].toarray()[0] for row in query_rows), len(query_rows), len(catalog), k)
 
 
-def _run(scores: Iterator[np.ndarray], queries: int, products: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def fused_run(runs: Sequence[np.ndarray], products: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Late fusion: rankings (Q, K) of one catalogue combined by reciprocal rank, sum of 1 / (60 + rank) (Cormack, Clarke and
+    Büttcher, 2009); the form of `bm25_run`. Nothing is trained, and no ranking sees the other's products."""
+
+    def scores() -> Iterator[np.ndarray]:
+        for rankings in zip(*runs, strict=True):
+            total = np.zeros(products, dtype=np.float32)
+            for rows in rankings:
+                np.add.at(total, rows[rows >= 0], 1 / (61 + np.flatnonzero(rows >= 0)))
+            yield total
+
+    return ranked(scores(), len(runs[0]), products, k)
+
+
+def ranked(scores: Iterator[np.ndarray], queries: int, products: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each query's scores (N,): rows and scores as `bm25_run` has them; what has no score above 0 is not found."""
     rows = np.full((queries, min(k, products)), -1, dtype=np.int64)
     best = np.full(rows.shape, -np.inf, dtype=np.float32)
     for position, values in enumerate(scores):

@@ -1,8 +1,9 @@
 """The grid of variants x seeds: trains what is missing, keeps what is done, and never scores an arm that did not run.
 
 An *arm* is one variant of one study with one seed. Its folder `<run>/models/<fingerprint>/` holds model, index, product vectors,
-curves and per-query scores; the fingerprint covers settings, catalogue, seed and makelib's own code, so a second run computes
-only what changed and an interrupted one goes on from its checkpoints. Equal arms of two studies are one folder.
+curves and per-query scores; the fingerprint covers what a training depends on: settings, catalogue, seed and makelib's own code, so
+a second run computes only what changed, an interrupted one goes on from its checkpoints, and another index or other test queries
+are scored anew without a training. Equal arms of two studies are one folder.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ import pandas as pd
 
 from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog, settings_for
+from makelib.model.training import training_key
 from makelib.model.warmup import warm_up_images
-from makelib.runtime import Stopped, UserError, atomic_file, code_version, fingerprint, progress
+from makelib.runtime import Stopped, UserError, atomic_file, progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings, differences, preset, read_yaml, to_dict, write_yaml
 from makelib.study.arms import Arm, deaf_to_interrupts, queries_of, run_arm, steps_of, worker_pool
-from makelib.study.baselines import bm25_run
+from makelib.study.baselines import bm25_run, fused_run
+from makelib.study.bounds import oracle_run
 from makelib.study.metrics import evaluate
+from makelib.study.readers import READERS, can_read, reader_run
 from makelib.study.segments import segments
 from makelib.study.statistics import adjust, result_rows
-from makelib.study.studies import PLANNED, REFERENCES, STUDIES
+from makelib.study.studies import PLANNED, REFERENCES, STUDIES, SWEEPS
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Experiment:
     def variants(self, study: str) -> tuple[str, ...]:
         """The variants of a study that the settings ask for, in the order of the table."""
         if study not in STUDIES:
-            raise UserError(f"Unknown study {study!r}. Choose one of: {', '.join(STUDIES)}.")
+            raise UserError(f"Unknown study {study!r}. Choose one of: {', '.join((*STUDIES, *SWEEPS))}.")
         asked = {
             "modal_adaptation": self.settings.ablation.fusions,
             "keyword_enhancement": self.settings.ablation.keywords,
@@ -133,12 +137,8 @@ class Experiment:
     def changed(self, changes: dict[str, Any], seed: int, study: str, variant: str) -> Arm:
         """The arm of any settings, by what they change, such as `{"model.fusion": "gate"}`; `study` and `variant` name it."""
         settings = self.settings.replace(**changes)
-        parts = {
-            name: to_dict(settings)[name]
-            for name in ("text", "model", "keywords", "objectives", "training", "index", "evaluation")
-        }
-        key = fingerprint(parts, self.catalog.fingerprint, seed, code_version())
-        return Arm(study, variant, seed, settings, self.run / "models" / key)
+        folder = self.run / "models" / training_key(settings, seed, self.catalog)
+        return Arm(study, variant, seed, settings, folder)
 
     def arms(self, study: str, variants: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[Arm]:
         """All arms of a study, seeds within variants."""
@@ -248,17 +248,64 @@ class Experiment:
 
     def study(self, study: str, variants: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Run a study: train what is missing, judge, compare; result rows as in `summary.json`, also written to
-        `<run>/results/<study>.json`, and what the arms cost to `<run>/tables`. The study `make` has BM25 on titles beside the trained arms."""
-        self.train(self.arms(study, variants))
-        scores = self.per_query(study, variants)
-        if study == "make":
-            scores["bm25"] = dict.fromkeys(self.settings.seeds, self._bm25())
-        references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
-        rows = result_rows(study, scores, references, self.segments, self.settings.evaluation)
+        `<run>/results/<study>.json`, and what the arms cost to `<run>/tables`. Beside the trained arms stand `untrained`, and
+        `late_fusion` of `title` and `image`."""
+        rows = self._compared(study, variants)
         self._write(study, rows)
         with atomic_file(self.run / "tables" / f"costs {study}.csv") as draft:
             self.costs(study, variants).to_csv(draft)
         return rows
+
+    def sweep(self, name: str) -> list[dict[str, Any]]:
+        """Run a sweep of `SWEEPS`: its variants at each value of one setting, with result rows as `study` has them, of study
+        `name` and with the value in `value` and in the variants' names. Arms that a study trained are used, too."""
+        setting, values, study, variants = SWEEPS[name]
+        if setting.startswith("bazaar.") and not can_read(self.catalog):
+            raise UserError(f"{name} sweeps {setting}, which only the generated world has; use --catalog bazaar.")
+        rows = []
+        for value in values:
+            settings = self.settings.replace(**{setting: value})
+            catalog = open_catalog(self.catalog.name, settings) if setting.startswith("bazaar.") else self.catalog
+            for row in Experiment(self.run, settings, catalog)._compared(study, variants):
+                named = {key: f"{row[key]} ({name} {value:g})" for key in ("variant", "reference") if row[key]}
+                rows.append(row | named | {"study": name, "value": value})
+        self._write(name, rows)
+        return rows
+
+    def _compared(self, study: str, variants: Iterable[str] | None) -> list[dict[str, Any]]:
+        self.train(self.arms(study, variants))
+        scores = self.per_query(study, variants)
+        if {"title", "image"} <= set(scores):
+            scores["late_fusion"] = {seed: self._late_fusion(study, seed) for seed in self.settings.seeds}
+        if study == "modal_bounds" and can_read(self.catalog):
+            scores["oracle_weights"] = {
+                seed: self._scored(oracle_run(self.retriever("global", seed, study), self.test_rows, self._depth)[0])
+                for seed in self.settings.seeds
+            }
+        scores |= {name: dict.fromkeys(self.settings.seeds, table) for name, table in self.untrained.items()}
+        references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
+        return result_rows(study, scores, references, self.segments, self.settings.evaluation)
+
+    @functools.cached_property
+    def untrained(self) -> dict[str, pd.DataFrame]:
+        """Scores of rankings that nothing was trained for: BM25 on titles and, in the generated world, the readers."""
+        rankings = {"bm25": bm25_run(self.catalog, self.test_rows, self._depth)}
+        if can_read(self.catalog):
+            rankings |= {name: reader_run(self.catalog, self.test_rows, self._depth, name) for name in READERS}
+        return {name: self._scored(found) for name, (found, _) in rankings.items()}
+
+    def _late_fusion(self, study: str, seed: int) -> pd.DataFrame:
+        """Scores of the rankings of `title` and `image`, of that seed, fused."""
+        folders = [self.arm(study, variant, seed).folder for variant in ("title", "image")]
+        runs = [np.load(folder / "hits.npz")["rows"] for folder in folders]
+        return self._scored(fused_run(runs, len(self.catalog), self._depth)[0])
+
+    def _scored(self, found: np.ndarray) -> pd.DataFrame:
+        return evaluate(self.catalog, self.test_rows, found, self.settings.evaluation)
+
+    @property
+    def _depth(self) -> int:
+        return min(max(*self.settings.evaluation.cutoffs, 10), len(self.catalog))
 
     def adjust(self) -> list[dict[str, Any]]:
         """All result rows of the run, with the p values of METHOD's planned comparisons adjusted together (Holm); those that
@@ -276,11 +323,6 @@ class Experiment:
     def _write(self, study: str, rows: list[dict[str, Any]]) -> None:
         with atomic_file(self.run / "results" / f"{study}.json") as draft:
             draft.write_text(json.dumps(rows), encoding="utf-8")
-
-    def _bm25(self) -> pd.DataFrame:
-        depth = min(max(*self.settings.evaluation.cutoffs, 10), len(self.catalog))
-        found, _ = bm25_run(self.catalog, self.test_rows, depth)
-        return evaluate(self.catalog, self.test_rows, found, self.settings.evaluation)
 
     def curves(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
         """Training curves of all done arms of a study, with columns `variant` and `seed`."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from makelib.settings import FUSIONS
+
+#: Keyword Enhancement, both halves
+KEYWORDS: dict[str, Any] = {"keywords.enrichment": True, "keywords.false_negatives": "rule"}
+#: objectives beside `query_product` that the presets train with
+BESIDE = ("title_image", "query_image", "keyword_enhanced", "distillation", "gate_entropy")
+CLICKS_ONLY: dict[str, Any] = KEYWORDS | {f"objectives.{name}": 0.0 for name in BESIDE}
 
 #: study -> variant -> what it changes in the settings. Modal Adaptation is compared without Keyword Enhancement, and
 #: Keyword Enhancement on top of full Modal Adaptation, so `none` and `adaptive` are the same arm.
@@ -14,7 +20,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "none": {},
         "enrichment": {"keywords.enrichment": True},
         "false_negatives": {"keywords.false_negatives": "rule"},
-        "both": {"keywords.enrichment": True, "keywords.false_negatives": "rule"},
+        "both": KEYWORDS,
         "oracle": {"keywords.false_negatives": "oracle"},
         "unique_queries": {"training.unique_queries": True},
         "tfidf": {"keywords.enrichment": True, "keywords.extractor": "tfidf"},
@@ -22,29 +28,85 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "make": {
         "title": {"model.fusion": "title"},
         # what Keyword Enhancement does for titles alone: the control without which its gain would be booked on images
-        "title_keywords": {
-            "model.fusion": "title",
-            "keywords.enrichment": True,
-            "keywords.false_negatives": "rule",
-        },
+        "title_keywords": {"model.fusion": "title", **KEYWORDS},
         "adaptive": {},
-        "full": {"keywords.enrichment": True, "keywords.false_negatives": "rule"},
+        "full": KEYWORDS,
+    },
+    # -- asked for by name (`python -m makelib ablate --study objectives`), no part of `make reproduce` ----------------
+    "objectives": {
+        "full": KEYWORDS,
+        **{f"without_{name}": KEYWORDS | {f"objectives.{name}": 0.0} for name in BESIDE},
+        "clicks_only": CLICKS_ONLY,
+        **{
+            f"only_{name}": {key: value for key, value in CLICKS_ONLY.items() if key != f"objectives.{name}"}
+            for name in BESIDE
+        },
+        **{
+            f"with_{name}": KEYWORDS | {f"objectives.{name}": 0.1}
+            for name in ("title_image_matching", "query_product_matching", "masked_language")
+        },
+        "with_margin": KEYWORDS | {"objectives.margin": 0.05},
+        "with_popularity_correction": KEYWORDS | {"objectives.popularity_correction": True},
+    },
+    "keyword_parts": {
+        "none": {},
+        "enrichment": {"keywords.enrichment": True},
+        "without_distillation": {"keywords.enrichment": True, "objectives.distillation": 0.0},
+        "distillation_alone": {"keywords.enrichment": True, "objectives.keyword_enhanced": 0.0},
+        "detached": {"keywords.enrichment": True, "keywords.detach_product": True},
+        "one_keyword": {"keywords.enrichment": True, "keywords.per_query": 1},
+        "both": KEYWORDS,
+        "both_tfidf": KEYWORDS | {"keywords.extractor": "tfidf"},
+        "both_oracle": KEYWORDS | {"keywords.false_negatives": "oracle"},
+        "both_unique_queries": KEYWORDS | {"training.unique_queries": True},
+    },
+    "modal_parts": {
+        "adaptive": {},
+        "gate": {"model.fusion": "gate"},
+        "sharp": {"model.gate_temperature": 0.5},
+        "soft": {"model.gate_temperature": 2.0},
+        "without_entropy": {"objectives.gate_entropy": 0.0},
+        "without_modality_dropout": {"training.modality_dropout": 0.0},
+        "without_query_image": {"objectives.query_image": 0.0},
+    },
+    # beside them stands `oracle_weights`: the streams of `global` with weights fitted on the truth
+    "modal_bounds": {"global": {"model.fusion": "global"}, "adaptive": {}},
+    # what has learned next to nothing: a direction test that it passes tests nothing
+    "controls": {"four_steps": {"training.steps": 4, "training.finetune_steps": 0}},
+    "stages": {
+        "pretrain": KEYWORDS | {"training.finetune_steps": 0},
+        "both_stages": KEYWORDS | {"training.finetune_steps": 80},
     },
 }
-#: (variant, reference) pairs of each study; the first of a variant is its default reference
+#: (variant, reference) pairs of each study; the first of a variant is its default reference. Beside its variants a study has
+#: the lines of `Experiment.untrained`, and `late_fusion` where both modalities alone were trained.
 REFERENCES: dict[str, list[tuple[str, str]]] = {
     "modal_adaptation": [
         ("adaptive", "joint"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"), ("adaptive", "title"),
-        ("gate", "global"), ("gate", "mean"), ("global", "mean"), ("mean", "title"), ("joint", "title"), ("image", "title"),
+        ("adaptive", "late_fusion"), ("adaptive", "reader"), ("gate", "global"), ("gate", "mean"), ("global", "mean"),
+        ("mean", "title"), ("joint", "title"), ("image", "title"), ("late_fusion", "title"), ("title", "bm25"),
     ],
     "keyword_enhancement": [
         ("enrichment", "none"), ("false_negatives", "none"), ("both", "none"), ("oracle", "none"), ("unique_queries", "none"),
         ("tfidf", "enrichment"),
     ],
     "make": [
-        ("full", "title"), ("full", "title_keywords"), ("full", "adaptive"), ("full", "bm25"),
-        ("title_keywords", "title"), ("adaptive", "title"), ("title", "bm25"),
+        ("full", "title"), ("full", "title_keywords"), ("full", "adaptive"), ("full", "bm25"), ("full", "reader"),
+        ("full", "ideal_reader"), ("title_keywords", "title"), ("adaptive", "title"), ("title", "bm25"), ("title", "reader"),
     ],
+    "objectives": [
+        (variant, "clicks_only" if variant.startswith("only_") else "full")
+        for variant in STUDIES["objectives"] if variant != "full"
+    ],
+    "keyword_parts": [
+        ("enrichment", "none"), ("without_distillation", "enrichment"), ("distillation_alone", "none"),
+        ("detached", "enrichment"), ("one_keyword", "enrichment"), ("both", "none"), ("both_tfidf", "both"),
+        ("both_oracle", "both"), ("both_unique_queries", "both"),
+    ],
+    "modal_parts": [(variant, "adaptive") for variant in STUDIES["modal_parts"] if variant != "adaptive"],
+    "modal_bounds": [("oracle_weights", "global"), ("oracle_weights", "adaptive"), ("adaptive", "global")],
+    "controls": [],
+    "stages": [("both_stages", "pretrain")],
 }  # fmt: skip
 #: METHOD's planned comparisons, for which p values are adjusted by Holm: study, variant, reference
 PLANNED = (
@@ -54,3 +116,29 @@ PLANNED = (
     ("make", "full", "adaptive"),
     ("make", "full", "title"),
 )
+
+
+class Sweep(NamedTuple):
+    """One setting over values, and the variants of a study that are trained at each. A value of `bazaar.*` is another world
+    with the same products and queries."""
+
+    setting: str
+    values: tuple
+    study: str
+    variants: tuple[str, ...]
+
+
+#: sweeps by name, asked for like studies; each answers a question
+SWEEPS = {
+    # how many clicks until images pay, and until weights per product do?
+    "clicks": Sweep("bazaar.clicks", (6000, 15000, 30000, 60000), "modal_adaptation", ("title", "global", "adaptive")),
+    # do wrong clicks cost one fusion more than another?
+    "click_noise": Sweep("bazaar.wrong_clicks", (0.0, 0.1, 0.3), "modal_adaptation", ("title", "global", "adaptive")),
+    # what is Modal Adaptation worth as more photographs, or more titles, are missing?
+    "no_image": Sweep("bazaar.missing_image", (0.0, 0.03, 0.3), "modal_adaptation", ("title", "global", "adaptive")),
+    "no_title": Sweep("bazaar.missing_title", (0.0, 0.03, 0.3), "modal_adaptation", ("title", "global", "adaptive")),
+    # and as titles name more of what the photograph shows?
+    "told": Sweep("bazaar.title_names_visible", (0.1, 0.25, 0.6), "modal_adaptation", ("title", "global", "adaptive")),
+    # larger batches hold more false negatives: does keeping them out pay more?
+    "batch": Sweep("training.batch_size", (64, 128, 256, 512), "keyword_enhancement", ("none", "false_negatives")),
+}

@@ -1,5 +1,6 @@
 """The grid of arms: what is cached is not computed again, what changed is, and an arm that did not run is never scored."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,11 +19,14 @@ import pytest
 from PIL import Image
 
 from makelib.data.sources import open_catalog
+from makelib.model import training
 from makelib.runtime import UserError
-from makelib.settings import preset, read_yaml, write_yaml
+from makelib.settings import preset, read_yaml, to_dict, write_yaml
 from makelib.study import experiment as module
+from makelib.study.arms import run_arm
 from makelib.study.experiment import Experiment, find_model
-from makelib.study.studies import PLANNED, REFERENCES, STUDIES
+from makelib.study.readers import READERS
+from makelib.study.studies import PLANNED, REFERENCES, STUDIES, SWEEPS, Sweep
 from makelib.workbook.notebook import where_missing
 
 TINY = {
@@ -66,7 +70,7 @@ def test_an_arm_that_did_not_run_is_named_and_never_scored(experiment):
 def test_result_rows_follow_the_contract(experiment, rows):
     wanted = {"study", "variant", "metric", "segment", "per_seed", "mean", "interval", "reference", "difference"}
     assert all(wanted <= set(row) for row in rows)
-    assert {row["variant"] for row in rows} == {"title", "adaptive"}
+    assert {row["variant"] for row in rows} == {"title", "adaptive", "bm25", *READERS}
     first = next(r for r in rows if (r["variant"], r["metric"], r["segment"]) == ("adaptive", "Rel@10", "all"))
     assert first["reference"] == "title"
     means = {r["variant"]: r["mean"] for r in rows if r["metric"] == "Rel@10" and r["segment"] == "all"}
@@ -95,8 +99,45 @@ def test_equal_arms_are_one_folder_and_every_change_another(experiment):
 
 def test_the_key_covers_the_code(experiment, monkeypatch):
     before = experiment.arm("modal_adaptation", "title", 0).folder
-    monkeypatch.setattr(module, "code_version", lambda: "other")
+    monkeypatch.setattr(training, "code_version", lambda: "other")
     assert experiment.arm("modal_adaptation", "title", 0).folder != before
+
+
+def test_what_is_judged_is_no_part_of_a_training(experiment, rows, tmp_path):
+    """Another index, other test queries, seeds or arms: scored anew at most, never trained anew."""
+    before = experiment.arm("modal_adaptation", "title", 0)
+    trained = json.loads((before.folder / "arm.json").read_text())
+    model, scores = before.folder / "model" / "model.safetensors", before.folder / "per_query.parquet"
+    weights, judged = model.read_bytes(), len(pd.read_parquet(scores))
+    asked = {"name": "other", "seeds": [0, 1], "ablation.fusions": ["title"], "evaluation.alpha": 0.01}
+    same = dataclasses.replace(experiment, settings=experiment.settings.replace(**asked))
+    assert same.arm("modal_adaptation", "title", 0).folder == before.folder
+    assert same.arm("modal_adaptation", "title", 0).done
+    changes = {"evaluation.test_queries": 12, "index.kind": "hnsw"}
+    other = dataclasses.replace(experiment, settings=experiment.settings.replace(**changes))
+    again = other.arm("modal_adaptation", "title", 0)
+    assert again.folder == before.folder
+    assert not again.done
+    run_arm(again.label, to_dict(again.settings), str(other.catalog.folder), 0, str(again.folder))
+    assert again.done
+    assert model.read_bytes() == weights
+    assert (len(pd.read_parquet(scores)), judged) == (12, 20)
+    assert json.loads((before.folder / "arm.json").read_text())["seconds"] == trained["seconds"]
+    run_arm(before.label, to_dict(before.settings), str(experiment.catalog.folder), 0, str(before.folder))
+    assert before.done
+
+
+def test_a_half_done_arm_goes_on_when_seeds_and_arms_are_asked_otherwise(experiment, tmp_path):
+    settings = experiment.settings.replace(**{"training.checkpoint_every": 1, "training.steps": 2})
+    training.train(experiment.catalog, settings, 0, tmp_path, stop_after=1)
+    asked = {"name": "other", "seeds": [0, 1, 2, 3, 4], "ablation.fusions": ["title"], "evaluation.test_queries": 12}
+    steps = []
+    training.train(
+        experiment.catalog, settings.replace(**asked), 0, tmp_path, on_step=lambda stage, step, of: steps.append(step)
+    )
+    assert steps == [2]
+    with pytest.raises(UserError, match="other settings"):
+        training.train(experiment.catalog, settings.replace(**{"training.learning_rate": 1e-3}), 0, tmp_path)
 
 
 def test_an_arm_leaves_what_later_chapters_read(experiment, rows):
@@ -259,7 +300,46 @@ if __name__ == "__main__":
 def test_planned_comparisons_are_among_the_references():
     assert all((variant, reference) in REFERENCES[study] for study, variant, reference in PLANNED)
     for study, pairs in REFERENCES.items():
-        assert {variant for pair in pairs for variant in pair} <= {*STUDIES[study], "bm25"}
+        assert {variant for pair in pairs for variant in pair} <= {
+            *STUDIES[study],
+            "bm25",
+            "late_fusion",
+            "oracle_weights",
+            *READERS,
+        }
+
+
+def test_every_variant_of_every_study_is_a_training_of_its_own(experiment):
+    for study, variants in STUDIES.items():
+        arms = [experiment.arm(study, variant, 0) for variant in variants]
+        assert len({arm.folder for arm in arms}) == len(arms)
+    for sweep in SWEEPS.values():
+        assert set(sweep.variants) <= set(STUDIES[sweep.study])
+        assert len({experiment.settings.replace(**{sweep.setting: value}) for value in sweep.values}) == len(
+            sweep.values
+        )
+
+
+def test_a_sweep_is_its_study_at_each_value(experiment, rows, monkeypatch):
+    kept = {name for name in (experiment.run / "models").iterdir()}
+    sweep = Sweep("bazaar.missing_image", (0.03, 0.5), "modal_adaptation", ("title", "adaptive"))
+    monkeypatch.setitem(SWEEPS, "no_image", sweep)
+    found = experiment.sweep("no_image")
+    assert len(set((experiment.run / "models").iterdir()) - kept) == 2  # at .03 the arms were there
+    mine = [
+        row for row in found if row["segment"] == "all" and row["metric"] == "Rel@10" and row["p_value"] is not None
+    ]
+    told = {(row["variant"], row["reference"]): row["value"] for row in mine}
+    assert told["adaptive (no_image 0.5)", "title (no_image 0.5)"] == 0.5
+    own = next(
+        row for row in rows if (row["variant"], row["reference"]) == ("adaptive", "title") and row["metric"] == "Rel@10"
+    )
+    same = next(row for row in mine if row["variant"] == "adaptive (no_image 0.03)" and "title" in row["reference"])
+    assert same["difference"] == own["difference"]
+    assert json.loads((experiment.run / "results" / "no_image.json").read_text()) == found
+    own_folder = dataclasses.replace(experiment, catalog=dataclasses.replace(experiment.catalog, info={}))
+    with pytest.raises(UserError, match="only the generated world"):
+        own_folder.sweep("no_image")
 
 
 def test_presets_ask_for_known_variants():
@@ -318,7 +398,7 @@ def test_the_report_says_what_is_found_of_products_that_lack_something(holes):
     _, rows = holes
     table = where_missing(rows)
     assert [column.split(" (")[0] for column in table] == ["all", "no title", "no image"]
-    assert set(table.index) == {"title", "image", "adaptive"}
+    assert set(table.index) == {"title", "image", "adaptive", "late_fusion", "bm25"}
     found = {column.split(" (")[0]: table[column] for column in table}
     # a variant that looks at one modality only loses what lacks it; Modal Adaptation lives on what is there
     assert found["no title"]["adaptive"] > found["no title"]["title"] + 0.1

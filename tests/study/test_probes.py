@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from makelib.data.sources.bazaar.words import vocabulary
 from makelib.data.sources.bazaar.world import generate
 from makelib.data.tables import write_catalog
 from makelib.model.batches import tokenizer_for
@@ -15,6 +17,8 @@ from makelib.model.make import MakeModel
 from makelib.search.retriever import Retriever
 from makelib.settings import preset
 from makelib.study import probes
+from makelib.study.bounds import oracle_run
+from makelib.study.metrics import evaluate
 from makelib.workbook import notebook, plots
 
 SETTINGS = preset("smoke").replace(
@@ -65,6 +69,25 @@ def test_false_negative_rules_are_judged_by_the_truth(retriever):
     assert table.loc["oracle", "recall"] > 0.9  # the cap of half a row may cost a pair
 
 
+def test_the_oracle_finds_weights_that_were_planted(retriever):
+    """Streams of which, by kind of title, one answers and the other is noise: only the right weights rank well."""
+    catalog, rng = retriever.catalog, np.random.default_rng(0)
+    rows = catalog.query_rows("test")
+    queries = np.linalg.norm(v := rng.normal(size=(len(rows), 16)), axis=1, keepdims=True) ** -1 * v
+    answer = catalog.relevance(rows).T @ queries + 0.05 * rng.normal(size=(len(catalog), 16))
+    by_title = (catalog.truth["title_kind"] == "clean").to_numpy()
+    noise = rng.normal(size=answer.shape)
+    parts = np.stack([np.where(by_title[:, None], answer, noise), np.where(by_title[:, None], noise, answer)], axis=1)
+    parts = (parts / np.linalg.norm(parts, axis=-1, keepdims=True)).astype(np.float32)
+    model = types.SimpleNamespace(encode_queries=lambda texts: queries.astype(np.float32))
+    planted = types.SimpleNamespace(catalog=catalog, model=model, vectors=types.SimpleNamespace(parts=parts))
+    even = parts.sum(axis=1) / np.linalg.norm(parts.sum(axis=1), axis=1, keepdims=True)
+    mean = np.argsort(-(queries @ even.T), axis=1)[:, :100]
+    best, _ = oracle_run(planted, rows, 100)
+    scores = [evaluate(catalog, rows, found)["Rel@10"].mean() for found in (mean, best)]
+    assert scores[1] > scores[0] + 0.05
+
+
 def test_leave_one_out_and_enrichment_return_scores(retriever):
     rows = retriever.catalog.query_rows("test")[:20]
     table = probes.without_a_modality(retriever, rows, SETTINGS)
@@ -74,7 +97,7 @@ def test_leave_one_out_and_enrichment_return_scores(retriever):
     assert gap.index.tolist() == ["raw query", "query and keywords"]
 
 
-def test_correlation_and_directions_on_numbers_made_by_hand():
+def test_correlation_with_the_truth_by_hand():
     advantage = np.linspace(-1, 1, 40)
     weights = pd.DataFrame(
         {
@@ -86,14 +109,66 @@ def test_correlation_and_directions_on_numbers_made_by_hand():
     rho = probes.reliability_correlation(weights).set_index("category")["rho"]
     assert rho["a"] == pytest.approx(1)
     assert rho["b"] == pytest.approx(-1)
-    spoiled = pd.DataFrame({"kind": "blur", "strength": [0, 1], "weight_image": [0.5, 0.4]})
-    stuffed = pd.DataFrame({"words": [0, 8], "weight_image": [0.5, 0.4]})
-    table = probes.directions(weights, spoiled, stuffed).set_index("claim")["holds"]
-    assert table["the image weighs more in image-led categories"] == "yes"
-    assert table["within image-led categories it follows true reliability, rho > .5"] == "yes"
-    assert table["within title-led categories it follows true reliability, rho > .5"] == "no"
+
+
+def planted(retriever, seed, *, spoiled=0.0, stuffed=0.0, led=0.0):
+    """A retriever whose gate answers as planted, and otherwise at random, differently for each seed and product."""
+    rng, catalog = np.random.default_rng(seed), retriever.catalog
+    usual = {title: 0.5 + 0.02 * rng.normal() for title in catalog.products["title"].fillna("")}
+    clean = retriever.catalog.images(32)[0].std(axis=(1, 2, 3)).mean()
+    shift = 0.05 * rng.normal(size=2)  # what little learning brings: a seed's own whim
+
+    def encode(titles, pixels, has_image):
+        harm = np.abs(np.asarray(pixels, float).std(axis=(1, 2, 3)) / clean - 1)
+        words = np.array([len(title.split()) for title in titles]) / 10
+        own = np.array([usual.get(title, 0.5) for title in titles])
+        weight = own + (shift[0] - spoiled) * harm + (shift[1] + stuffed) * words
+        return types.SimpleNamespace(weights=np.stack([1 - weight, weight], axis=1))
+
+    has_title, has_image = catalog.present.T
+    weight = np.where(catalog.truth["led"] == "image", 0.5 + led, 0.5) + 0.02 * rng.normal(size=len(catalog))
+    weight = np.where(has_image, np.where(has_title, weight, 1), 0)
+    model = types.SimpleNamespace(config=retriever.model.config, encode_products=encode)
+    vectors = types.SimpleNamespace(weights=np.stack([1 - weight, weight], axis=1))
+    return types.SimpleNamespace(catalog=catalog, model=model, vectors=vectors)
+
+
+def test_directions_hold_where_they_were_planted_and_a_control_fails(retriever):
+    good = [planted(retriever, seed, spoiled=0.6, stuffed=0.6, led=0.2) for seed in range(5)]
+    wrong = [planted(retriever, seed, spoiled=-0.6, stuffed=-0.6, led=-0.2) for seed in range(5)]
+    controls = [planted(retriever, seed) for seed in range(10, 15)]
+    table = probes.directions(good, controls).set_index("claim")["holds"]
+    claims = [claim for claim in table.index if table[claim] != "–" and "missing" not in claim]
+    assert len(claims) == 6
+    assert "it rises as wrong words are stuffed into titles" in claims
+    assert (
+        table["the image weighs more in image-led categories"]
+        == table["it rises as wrong words are stuffed into titles"]
+        == "yes"
+    )
     assert table["it falls as images are spoiled by blur"] == "yes"
-    assert table["it rises as titles are stuffed"] == "no"
+    assert table["a missing image has weight exactly 0"] == "yes"
+    for several in (wrong, controls):
+        assert set(probes.directions(several, controls).set_index("claim")["holds"][claims]) == {"no"}
+    # as much as four steps bring is not enough
+    assert set(probes.directions(good, good).set_index("claim")["holds"][claims]) == {"no"}
+    assert table["within image-led categories it follows true reliability"] == "–"
+
+
+def test_wrong_words_are_wrong_and_one_seed_speaks_of_products(retriever, monkeypatch):
+    asked, encode = [], retriever.model.encode_products
+    monkeypatch.setattr(
+        retriever.model, "encode_products", lambda titles, *rest: asked.append(titles) or encode(titles, *rest)
+    )
+    probes.stuff_titles(retriever, (0, 4), products=20)
+    known = {word for values in vocabulary("en").values() for word, *_ in values.values()}
+    promo = {word for word, *_ in vocabulary("en")["promo"].values()}
+    for before, after in zip(*asked, strict=True):
+        added = after.removeprefix(before).split()
+        assert len(set(added)) == 4
+        assert set(added) <= known - promo - set(before.split())
+    table = probes.directions([retriever], [retriever])
+    assert table.loc[table["holds"] == "yes", "claim"].tolist() == ["a missing image has weight exactly 0"]
 
 
 def test_a_catalogue_without_images_and_categories_makes_no_claim_about_them(retriever, tmp_path):
@@ -115,7 +190,7 @@ def test_a_catalogue_without_images_and_categories_makes_no_claim_about_them(ret
     built = Retriever.build("bare", retriever.model, bare)
     weights = probes.modal_weights(built)
     assert weights["category"].unique().tolist() == ["no category"]
-    table = probes.directions(weights, probes.spoil_images(built), probes.stuff_titles(built))
+    table = probes.directions([built], [built])
     assert table["claim"].tolist() == ["a missing image has weight exactly 0"]
     plots.use_style()
     assert plots.weights_by_category(weights).get_title(loc="left") == "No product has both title and image"

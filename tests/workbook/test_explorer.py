@@ -33,6 +33,7 @@ from makelib.runtime import UserError
 from makelib.search import explain
 from makelib.search.retriever import Retriever
 from makelib.settings import preset, write_yaml
+from makelib.study.arms import scoring_key
 from makelib.study.experiment import Experiment
 from makelib.workbook.explorer import html as explorer_html
 from makelib.workbook.explorer.state import State
@@ -675,7 +676,7 @@ def test_a_run_is_opened_by_name(catalog, retrievers, tmp_path, monkeypatch):
     for variant, fusion in (("full", "adaptive"), ("title", "title")):
         arm = experiment.arm("make", variant, 0)
         dataclasses.replace(retrievers[fusion], name=arm.label).save(arm.folder)
-        (arm.folder / "arm.json").write_text("{}")
+        (arm.folder / "arm.json").write_text(json.dumps({"scoring": scoring_key(arm.settings)}))
     write_yaml(experiment.settings, experiment.run / "settings.yaml")
     (experiment.run / "catalogue.json").write_text(json.dumps({"folder": os.path.relpath(catalog.folder)}))
     for run in ("mine", "reports/mine", tmp_path / "reports" / "mine"):
