@@ -142,6 +142,7 @@ class Batches:
             present[both & (hidden > 1 - rate), 1] = False
         masks = self.masks(queries, products, mine)
         whole = _trimmed("query", self.query_tokens, queries) | {"draws": random.random((B, 2), np.float32)}
+        said = whole["query_mask"].copy()
         drop_words(whole["query_mask"], settings.training.word_dropout, random)
         inputs = self._product_inputs("", products, present, mine, whole, random)
         inputs["negatives"] = masks.negatives
@@ -155,6 +156,9 @@ class Batches:
             extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
             texts = [self.query_texts[row] for row in queries[mine]]
             enriched = encode(self.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
+            # the enriched query lacks the same words, or it would teach what the raw one could know without it
+            dropped = (said > whole["query_mask"])[mine, : enriched["mask"].shape[1]]
+            enriched["mask"][:, : dropped.shape[1]][dropped] = 0
             inputs |= {f"enriched_{name}": array for name, array in enriched.items()}
         if stage == "finetune" and self.mined is not None:
             hard = self.mined[queries, random.integers(self.mined.shape[1], size=B)]

@@ -1,7 +1,7 @@
 """How a product's title and image become one vector: Modal Adaptation, and what it is compared against.
 
-The paper states that Modal Adaptation weighs title and image per product; the form below (a gate, and words weighted with
-the photograph in sight) is ours. A fusion never sees the query, so products can be encoded once, offline.
+The paper states that Modal Adaptation weighs title and image per product; the form below (a gate, words weighted with the
+photograph in sight, a map of its own for what stands alone) is ours. A fusion never sees the query, so products can be encoded once, offline.
 
 B batch, L tokens, P patches, D encoder width, d retrieval width.
 `a = (a_t, a_v)` (B, 2) says which of title and image a product has; a missing one has weight exactly 0. `category` int64 (B,)
@@ -109,12 +109,34 @@ class WordWeights(nn.Module):
         return scores.float().masked_fill(mask == 0, -1e4).softmax(dim=-1).to(words.dtype)
 
 
+class Alone(nn.Module):
+    """Modal Adaptation, where a modality is missing: the other one, alone, is mapped by weights of its own (ours).
+
+    `u + A u`, `A` starting at zero; complete products pass through unchanged.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim)])
+        for each in self.maps:
+            nn.init.zeros_(each.weight)
+            nn.init.zeros_(each.bias)
+
+    def forward(self, streams: Tensor, present: Tensor) -> Tensor:
+        """streams (B, 2, d), present (B, 2) -> (B, 2, d)."""
+        alone = present * (1 - present.flip(1))  # (B, 2)
+        mapped = torch.stack([each(streams[:, m]) for m, each in enumerate(self.maps)], dim=1)
+        return streams + alone[..., None] * mapped
+
+
 class StreamFusion(nn.Module):
     """Two streams, weighted: `p = normalise(w_t u_t + w_v u_v)` with unit-length streams, so that w means what it says."""
 
-    def __init__(self, weigh: nn.Module, project_title: nn.Module, words: WordWeights | None) -> None:
+    def __init__(
+        self, weigh: nn.Module, project_title: nn.Module, words: WordWeights | None, alone: Alone | None
+    ) -> None:
         super().__init__()
-        self.weigh, self.words = weigh, words
+        self.weigh, self.words, self.alone = weigh, words, alone
         self._project = (project_title,)  # belongs to the model, which uses it for the plain summary too
 
     def forward(
@@ -134,7 +156,10 @@ class StreamFusion(nn.Module):
             )  # the projection without its dropout
             u_t = F.normalize(project(torch.einsum("bld,bl->bd", H_t, weights)), dim=-1)
         weights = self.weigh(u_t, u_v, present, category)  # (B, 2)
-        weighted = weights[..., None] * torch.stack([u_t, u_v], dim=1)  # (B, 2, d)
+        streams = torch.stack([u_t, u_v], dim=1)  # (B, 2, d)
+        if self.alone is not None:
+            streams = self.alone(streams, present)
+        weighted = weights[..., None] * streams
         length = weighted.sum(dim=1).norm(dim=-1).clamp(min=1e-6)
         parts = weighted / length[:, None, None]
         return Product(parts.sum(dim=1), weights, parts)
@@ -217,4 +242,5 @@ def make_fusion(
         "gate": lambda: Gate(dim, gate_temperature),
         "adaptive": lambda: Gate(dim, gate_temperature),
     }[kind]()
-    return StreamFusion(weigh, project_title, WordWeights(dim) if kind == "adaptive" else None)
+    words, alone = (WordWeights(dim), Alone(dim)) if kind == "adaptive" else (None, None)
+    return StreamFusion(weigh, project_title, words, alone)

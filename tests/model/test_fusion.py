@@ -107,6 +107,21 @@ def test_words_count_as_their_photograph_says():
     assert torch.allclose(blind, u_t, atol=1e-5)  # without the photograph all words count alike here
 
 
+def test_only_what_stands_alone_is_mapped():
+    module, title, image = fusion("adaptive")
+    states = inputs(title, image)
+    present = torch.tensor([[1.0, 1], [1, 0], [0, 1], [1, 1], [1, 0]])
+    before = module(*states, present, CATEGORY).embedding
+    with torch.no_grad():
+        for each in module.alone.maps:
+            torch.nn.init.normal_(each.weight)
+    after = module(*states, present, CATEGORY)
+    changed = (before - after.embedding).abs().amax(1) > 1e-3
+    assert changed.tolist() == [False, True, True, False, True]
+    assert torch.allclose(after.embedding.norm(dim=-1), torch.ones(B), atol=1e-5)
+    assert after.weights[1].tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("kind", ["adaptive", "joint"])
 def test_padding_never_counts(kind):
     module, title, image = fusion(kind)
@@ -126,7 +141,7 @@ def test_gradients_reach_every_parameter(kind):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    product = module(*inputs(title, image), torch.ones(B, 2), CATEGORY)
+    product = module(*inputs(title, image), torch.tensor([[1.0, 1], [1, 0], [0, 1], [1, 1], [1, 1]]), CATEGORY)
     (product.embedding * torch.randn(B, d)).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 

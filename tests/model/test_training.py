@@ -383,6 +383,18 @@ def test_photographs_are_disturbed_each_its_own_way_and_never_in_place():
     assert lit.max() <= 120
 
 
+def test_the_enriched_query_lacks_the_words_that_the_raw_one_lacks(catalog):
+    settings = tiny(**{"training.word_dropout": 0.5})
+    inputs = Batches(catalog, tokenizer_for(catalog, settings), settings, 0)("pretrain", 0).inputs
+    length = inputs["query_ids"].shape[1]
+    asked = Batches(catalog, tokenizer_for(catalog, settings), tiny(), 0)("pretrain", 0).inputs["query_mask"] > 0
+    missing = asked & (inputs["query_mask"] == 0)
+    assert missing.any()
+    assert torch.equal(inputs["enriched_ids"][:, :length][asked], inputs["query_ids"][asked])
+    assert not inputs["enriched_mask"][:, :length][missing].any()
+    assert inputs["enriched_mask"][:, :length][asked & ~missing].all()
+
+
 def test_dropped_words_keep_the_first_token_and_the_padding():
     mask = np.ones((2000, 6), np.int64)
     mask[:, 5] = 0
