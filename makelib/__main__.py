@@ -163,6 +163,29 @@ def reproduce(given: Namespace) -> int:
     return run.reproduce(given.preset, given.catalog, given.seeds, _run(given), overrides(given.set))
 
 
+def report_diff(given: Namespace) -> None:
+    from makelib.workbook.reports.diff import diff
+
+    found = diff(given.before, given.after)
+    print(f"{found.names[0]} → {found.names[1]}\n")
+    print(
+        _table(found.changes.set_index("what")) if len(found.changes) else "Settings, code and catalogue are the same."
+    )
+    print()
+    print(_table(found.numbers.set_index("study").round(2)) if len(found.numbers) else "No number stands in both.")
+    print(
+        "\nMeans and differences in per cent and points; noise is judged from both intervals, corrected over all rows (Holm)."
+    )
+    print("\n".join(found.notes))
+
+
+def report_pack(given: Namespace) -> None:
+    from makelib.workbook.reports.pack import pack
+
+    out = pack(given.run, given.out)
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB; unpack it anywhere and open index.html")
+
+
 def bench(given: Namespace) -> None:
     from makelib.settings import preset
     from makelib.study.bench import bench
@@ -265,6 +288,17 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add(commands, reproduce, "reproduce", "execute all notebooks and write the report", several)
     sub.add_argument("--out", dest="run", type=Path, help="folder of the report (default: reports/<preset>)")
+
+    report = commands.add_parser(
+        "report", help="compare reports, or pack one", description="Compare reports, or pack one."
+    )
+    kinds = report.add_subparsers(title="what", metavar="WHAT", required=True)
+    sub = add(kinds, report_diff, "diff", "what changed between two runs, and whether it is noise")
+    sub.add_argument("before", help="run folder, or its name under reports/")
+    sub.add_argument("after", help="likewise")
+    sub = add(kinds, report_pack, "pack", "one file of a run, to be opened elsewhere without the models")
+    sub.add_argument("run", help="run folder, or its name under reports/")
+    sub.add_argument("--out", type=Path, help="archive (default: <run>.zip beside the run)")
 
     sub = add(commands, bench, "bench", "time each stage on this machine", changes)
     sub.epilog = "Takes a minute with --preset smoke."
