@@ -12,6 +12,8 @@ STAMP := .venv/.installed-$(firstword $(shell cat pyproject.toml constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # a photograph to search by may be larger than the 10 MiB that Jupyter lets one message hold; it would drop the connection
 UPLOADS := tornado_settings="{'websocket_max_message_size': 41943040}"
+# whoever left the page, and whose browser did not say so, gives his kernel back after two minutes
+LEAVERS := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
 # kernels and extensions of another installation must not come in
 unexport JUPYTER_PATH
 
@@ -37,7 +39,7 @@ lab: $(STAMP)
 
 explore: $(STAMP)
 	JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
-	  --Voila.$(UPLOADS) notebooks/05_query_explorer.ipynb
+	  --Voila.$(UPLOADS) $(LEAVERS) --VoilaExecutor.show_tracebacks=True notebooks/05_query_explorer.ipynb
 
 reproduce: $(STAMP)
 	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)"

@@ -26,7 +26,7 @@ from typing import Any
 
 import filelock
 import psutil
-import tqdm.auto
+import tqdm
 
 #: what decides a trained model, and what its scores beside; a change of figures or of an explorer computes nothing again
 TRAINING_CODE = ("data/*.py", "model/*.py")
@@ -69,17 +69,43 @@ def progress(
     total: int | None = None,
     unit: str = "it",
     disable: bool = False,
-) -> tqdm.auto.tqdm:
+) -> tqdm.tqdm:
     """A progress bar: a widget in JupyterLab, a line in a terminal, a rare plain line where output is a log.
 
     In a headless notebook (`MAKELIB_HEADLESS=1`, set by the report runner) a bar would flood the report, so there is none.
     """
     headless = os.environ.get("MAKELIB_HEADLESS") == "1"
-    bar = tqdm.auto.tqdm if "ipykernel" in sys.modules else tqdm.tqdm
+    bar = _notebook_bar() if "ipykernel" in sys.modules else tqdm.tqdm
     mininterval = 0.2 if "ipykernel" in sys.modules or sys.stderr.isatty() else 10.0
     return bar(
         iterable, desc=description, total=total, unit=unit, disable=disable or headless, mininterval=mininterval, leave=False
     )  # fmt: skip
+
+
+@functools.cache
+def _notebook_bar() -> type[tqdm.tqdm]:
+    """tqdm's bar for notebooks, in whose place a line of text stays when it is done: a saved notebook has no widgets, and would
+    show the bar's first state for ever."""
+    from IPython.display import display
+    from tqdm.notebook import tqdm as notebook_bar
+
+    class Bar(notebook_bar):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options, display=False)
+            if not self.disable:
+                self.place = display(self.container, display_id=True)
+
+        def close(self) -> None:
+            open_until_now = not self.disable
+            super().close()
+            if open_until_now and self.place is not None:
+                facts = self.format_dict
+                of = f" of {self.total:,}" if self.total and self.n != self.total else ""
+                took = self.format_interval(facts["elapsed"])
+                line = f"{self.desc.rstrip(': ')}: {self.n:,}{of} {self.unit}{'s' * (self.n != 1)} in {took}"
+                self.place.update({"text/plain": line}, raw=True)
+
+    return Bar
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import base64
 import concurrent.futures
 import dataclasses
 import datetime
+import gc
 import html
 import html.parser
 import io
@@ -16,7 +17,9 @@ import os
 import re
 import threading
 import time
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,12 +39,13 @@ from makelib.settings import preset, write_yaml
 from makelib.study.arms import scoring_key
 from makelib.study.experiment import Experiment
 from makelib.workbook.explorer import html as explorer_html
+from makelib.workbook.explorer import widget as widget_module
 from makelib.workbook.explorer.state import State
 from makelib.workbook.explorer.views import Views, once, telling_queries
 from makelib.workbook.explorer.widget import DEBOUNCE, QueryExplorer
 
 TAGS = {
-    "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h4", "p", "b", "i", "small", "em", "bdi",
+    "div", "span", "article", "section", "ol", "li", "img", "svg", "path", "h3", "p", "b", "i", "small", "em", "bdi",
     "style", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption",
 }  # fmt: skip
 ATTRIBUTES = {
@@ -113,11 +117,12 @@ def test_what_is_no_saved_state_is_refused(content):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"variant": "gate"}, "no trained variant 'gate'"),
+        ({"variant": "gate"}, "no trained variant 'gate' here; there is adaptive, title, joint"),
         ({"compare": "gate"}, "no trained variant"),
         ({"category": "shoes"}, "no category 'shoes'"),
         ({"selected": "p99"}, "no product 'p99'"),
         ({"k": 0}, "at least 1"),
+        ({"k": 100_000}, "at most 300"),
         ({"by": "product"}, "choose one first"),
     ],
 )
@@ -410,15 +415,82 @@ def test_missing_title_and_image_are_said(views):
 # -- the explorer -----------------------------------------------------------------------------------------------------
 
 
-def test_both_the_widget_and_its_static_twin(explorer, monkeypatch):
-    bundle = explorer._repr_mimebundle_()
-    assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} == set(bundle)
-    assert inert(bundle["text/html"])
-    assert "Colour" in bundle["text/html"]
+def test_the_widget_and_its_static_twin_are_two_outputs(explorer, monkeypatch):
+    """One output with both would show only the widget, also where its kernel is gone."""
+    shown = []
+    monkeypatch.setattr(widget_module, "display", lambda *what, raw=False: shown.append(what[0]))
+    explorer._ipython_display_()
+    assert shown[0] is explorer.widget
+    assert "Colour" in shown[1]["text/html"]
+    assert 'class="mkx-twin"' in shown[1]["text/html"]
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5")
+    explorer._ipython_display_()
+    assert shown[2:] == [explorer.widget]
     monkeypatch.setenv("MAKELIB_HEADLESS", "1")
-    headless = explorer._repr_mimebundle_()
-    assert set(headless) == {"text/html", "text/plain"}
-    assert headless["text/html"] == bundle["text/html"]
+    explorer._ipython_display_()
+    assert set(shown[3]) == {"text/html", "text/plain"}
+    assert inert(shown[3]["text/html"])
+
+
+def test_an_explorer_that_is_shown_anew_in_its_cell_lets_the_old_one_go(retrievers, monkeypatch):
+    class Shell:
+        parent_header: ClassVar = {"metadata": {"cellId": "one"}}
+
+    monkeypatch.setattr(widget_module, "display", lambda *what, raw=False: None)
+    monkeypatch.setattr(widget_module, "get_ipython", Shell)
+    monkeypatch.setattr(widget_module, "_SHOWN", {})
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5")
+    kept = []
+    for _ in range(3):
+        explorer = QueryExplorer(retrievers, queries=["red"])
+        explorer._ipython_display_()
+        explorer._ipython_display_()  # the same one again stays
+        assert explorer.widget.comm is not None
+        kept.append(weakref.ref(explorer))
+    del explorer
+    gc.collect()
+    assert [old() is None for old in kept] == [True, True, False]
+
+
+def test_explorers_of_one_run_share_models_and_thumbnails(saved_run):
+    one, two = QueryExplorer("mine", queries=["red"]), QueryExplorer(saved_run, queries=["red"])
+    assert one.views is two.views
+    arm = saved_run.arm("make", "title", 0)
+    (arm.folder / "arm.json").unlink()
+    assert QueryExplorer("mine", queries=["red"]).views.names == ["full, seed 0"]
+
+
+def test_a_query_of_unknown_words_is_called_a_guess(views, explorer):
+    for query, guess in (
+        ("zzzq xxyx", True),
+        ("red zzzq", False),
+        ("thing", True),
+        ("acme", False),
+        ("", False),
+        ("红色", True),
+    ):
+        said = views.page(State(query, "adaptive", k=3))
+        assert ("No word of this query stands in a title" in said) is guess
+        assert said.find("these are guesses") < said.find("<article")
+    assert explorer.widget
+    explorer.query.value = "zzzq"
+    assert "these are guesses" in explorer.line.value
+
+
+def test_buttons_are_named_after_their_products(explorer):
+    assert explorer.widget
+    for query in ("red acme", "blue acme"):
+        explorer.query.value = query
+        titles = explorer.views.search(explorer.state)["title"]
+        for place, (cell, title) in enumerate(zip(explorer.cards.children, titles, strict=True), start=1):
+            why, like = cell.children[1].children
+            name = explorer_html.plain(title or "a product without a title")
+            assert (why.description, like.description) == (f"Why? {place}, {name}", f"More like this: {name}")
+
+
+def test_the_keyboard_reaches_a_rank_right_after_the_query(explorer):
+    line = explorer.widget.children[1].children
+    assert line[:2] == (explorer.query, explorer.explain)
 
 
 def test_a_typed_query_fills_the_tiles(explorer):
@@ -476,7 +548,7 @@ def test_side_by_side_takes_the_place_of_the_tiles(explorer):
 def test_errors_in_callbacks_are_shown_as_sentences(explorer, monkeypatch):
     assert explorer.widget
     explorer.saved.value = '{"query": 3}'
-    explorer.widget.children[-1].children[0].children[2].children[1].click()
+    explorer.restore.click()
     assert "not a saved state" in explorer.alert.value
     explorer.query.value = "blue"
     assert explorer.alert.value == ""
@@ -669,8 +741,9 @@ def test_page_explains_by_rank(explorer):
         explorer.page("red acme", rank=5, k=4)
 
 
-def test_a_run_is_opened_by_name(catalog, retrievers, tmp_path, monkeypatch):
-    """Every trained arm of it, the whole method first; what is no run is refused in a sentence."""
+@pytest.fixture
+def saved_run(catalog, retrievers, tmp_path, monkeypatch):
+    """`reports/mine` with two arms, seen from the folder above `reports`."""
     monkeypatch.chdir(tmp_path)
     experiment = Experiment(Path("reports/mine"), preset("smoke").replace(seeds=(0,)), catalog)
     for variant, fusion in (("full", "adaptive"), ("title", "title")):
@@ -679,6 +752,11 @@ def test_a_run_is_opened_by_name(catalog, retrievers, tmp_path, monkeypatch):
         (arm.folder / "arm.json").write_text(json.dumps({"scoring": scoring_key(arm.settings)}))
     write_yaml(experiment.settings, experiment.run / "settings.yaml")
     (experiment.run / "catalogue.json").write_text(json.dumps({"folder": os.path.relpath(catalog.folder)}))
+    return experiment
+
+
+def test_a_run_is_opened_by_name(saved_run, retrievers, tmp_path, monkeypatch):
+    """Every trained arm of it, the whole method first; what is no run is refused in a sentence."""
     for run in ("mine", "reports/mine", tmp_path / "reports" / "mine"):
         opened = Views(run)
         assert opened.names == ["full, seed 0", "title, seed 0"]

@@ -170,9 +170,22 @@ def weights(title: float, image: float) -> str:
     )
 
 
-def status(query: str, found: str) -> str:
-    """The line above the results: what was asked, and what came back. `found` is HTML."""
-    return f'<div class="mkx-status" role="status"><b>{text(query, "no query")}</b> · {found}</div>'
+def status(query: str, found: str, doubt: str = "") -> str:
+    """The line above the results: what was asked, and what came back. `found` is HTML; `doubt` what to know beforehand."""
+    doubt = f'<span class="mkx-doubt">{text(doubt[:1].upper() + doubt[1:] + ".")}</span>' if doubt else ""
+    return f'<div class="mkx-status" role="status"><b>{text(query, "no query")}</b> · {found}{doubt}</div>'
+
+
+#: where the widget beside it is alive the twin hides; where it cannot be shown, that is not said
+_TWIN = """<style>
+.jp-OutputArea:has(.mkx-panel) .mkx-twin { display: none; }
+.jp-OutputArea:has(.mkx-twin):not(:has(.mkx-panel)) > :has(> [data-mime-type^="application/vnd.jupyter.widget-view"]) { display: none; }
+</style>"""
+
+
+def twin(page: str) -> str:
+    """A static page that stands beside its widget in one cell and shows only where the widget does not."""
+    return f'{_TWIN}<div class="mkx-twin">{page}</div>'
 
 
 # -- side by side -----------------------------------------------------------------------------------------------------
@@ -209,7 +222,7 @@ def versus(
         f'<path class="mkx-gone" d="M78 {i * pitch + ROW / 2} H100"/>' for i, row in enumerate(right) if row not in left
     ]
     drawing = (
-        f'<svg viewBox="0 0 100 {places * pitch}" height="{places * pitch}" preserveAspectRatio="none" '
+        f'<svg viewBox="0 0 100 {places * pitch}" style="--places:{places}" preserveAspectRatio="none" '
         f'aria-hidden="true">{"".join(lines)}</svg>'
     )
     columns = []
@@ -218,7 +231,7 @@ def versus(
             _row(hit, thumbnails, elsewhere[side][hit["row"]], moved=side == 1) for hit in hits[side].to_dict("records")
         )
         columns.append(
-            f"<section><h4>{text(names[side])}</h4>"
+            f"<section><h3>{text(names[side])}</h3>"
             f'<ol class="mkx-list" aria-label="{attribute(names[side])}">{rows}</ol></section>'
         )
     return f'<div class="mkx-versus">{columns[0]}<div class="mkx-lines">{drawing}</div>{columns[1]}</div>'
@@ -290,7 +303,7 @@ def why(
     )
     columns = "".join(f'<div class="mkx-column">{block}</div>' for block in blocks)
     return (
-        f'<section class="mkx-why" aria-label="Why this product">{_heading(hit, thumbnails)}'
+        f'<section class="mkx-why" aria-label="Why {attribute(hit["title"] or hit["product_id"])}">{_heading(hit, thumbnails)}'
         f'<div class="mkx-blocks">{columns}</div></section>'
     )
 
@@ -305,7 +318,7 @@ def what_if(before: Variation, after: Variation, said: str) -> str:
     places = f"{abs(step):,} place{'s' * (abs(step) != 1)}"
     verdict = f"It would {'rise' if step > 0 else 'fall'} by {places}." if step else "Its rank would stay."
     return (
-        '<table class="mkx-whatif"><thead><tr><th></th><th scope="col">modal weights</th><th scope="col">score</th>'
+        '<table class="mkx-whatif"><thead><tr><td></td><th scope="col">modal weights</th><th scope="col">score</th>'
         f'<th scope="col">rank</th></tr></thead><tbody>{rows}</tbody></table><p>{verdict}</p>'
     )
 
@@ -320,7 +333,7 @@ def _heading(hit: Mapping, thumbnails: Thumbnails) -> str:
 
 
 def _block(title: str, body: str) -> str:
-    return f'<div class="mkx-block"><h4>{title}</h4>{body}</div>'
+    return f'<div class="mkx-block"><h3>{title}</h3>{body}</div>'
 
 
 def _bars(values: Sequence[tuple[str, float, str]]) -> str:

@@ -14,6 +14,8 @@ from makelib.workbook.explorer import html as draw
 
 #: how many results the widget offers to show
 SIZES = (6, 12, 24, 48)
+#: how many it shows at most; a browser slows down long before a catalogue ends
+MOST = 300
 #: what is searched by, and how the widget says it
 SEARCH_BY = {
     "query": "the query",

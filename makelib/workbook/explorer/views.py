@@ -19,7 +19,7 @@ from makelib import settings as settings_module
 from makelib.data.pictures import fit
 from makelib.data.text import words
 from makelib.model.keywords import KeywordTable, WordTables
-from makelib.runtime import UserError
+from makelib.runtime import UserError, meant
 from makelib.search import explain
 from makelib.search.index import ProductIndex
 from makelib.search.retriever import Retriever
@@ -27,10 +27,15 @@ from makelib.study.experiment import Experiment
 from makelib.study.metrics import evaluate
 from makelib.study.studies import STUDIES
 from makelib.workbook.explorer import html as draw
-from makelib.workbook.explorer.state import ANEW, State
+from makelib.workbook.explorer.state import ANEW, MOST, State
 
 #: how many known queries are suggested while one is typed
 SUGGESTIONS = 12
+
+
+#: the views of the run that was opened last
+_SHARED: dict[Hashable, Views] = {}
+_SHARING = threading.Lock()
 
 
 class Views:
@@ -40,6 +45,21 @@ class Views:
         source: a run (its folder, or its name under `reports/`) or an `Experiment`: every trained arm, opened when first
             asked for; or a `Retriever`, or a mapping from name to `Retriever`, all of one catalogue.
     """
+
+    @classmethod
+    def of(cls, source: Path | str | Experiment | Retriever | Mapping[str, Retriever]) -> Views:
+        """The views of a source. Explorers of one run share one: models, index and thumbnails are in memory once."""
+        if isinstance(source, (str, Path)):
+            source = Experiment.reopen(source)
+        if not isinstance(source, Experiment):
+            return cls(source)
+        arms = tuple((name, folder.name) for name, folder in trained(source).items())
+        key = (source.run.resolve(), source.settings, source.catalog.fingerprint, arms)
+        with _SHARING:
+            if key not in _SHARED:
+                _SHARED.clear()  # what was trained since belongs to it, and the old one may go
+                _SHARED[key] = cls(source)
+            return _SHARED[key]
 
     def __init__(self, source: Path | str | Experiment | Retriever | Mapping[str, Retriever]) -> None:
         if isinstance(source, (str, Path)):
@@ -113,13 +133,13 @@ class Views:
         """The state itself. Raises `UserError` where it names what is not here."""
         for name in filter(None, (state.variant, state.compare)):
             if name not in self._sources:
-                raise UserError(f"There is no trained variant {name!r} here; there is {', '.join(self.names)}.")
+                raise UserError(f"There is no trained variant {name!r} here; {meant(name, self.names)}")
         if state.category is not None and state.category not in self.categories:
             raise UserError(f"There is no category {state.category!r} in {self.catalog.name}.")
         for product in filter(None, (state.like, state.selected)):
             self.row(product)
-        if state.k < 1:
-            raise UserError(f"The number of results must be at least 1, not {state.k}.")
+        if not 1 <= state.k <= MOST:
+            raise UserError(f"The number of results must be at least 1 and at most {MOST}, not {state.k}.")
         if state.by == "picture" and state.picture is None:
             raise UserError("To search by a picture of your own, upload one first.")
         if state.by in ("both", "product", "image") and state.like is None:
@@ -262,7 +282,9 @@ class Views:
         line = (
             f"{asked[state.by]}{draw.text(state.variant)} · {where} {len(self.catalog):,} products · {how} search{took}"
         )
-        return draw.status(state.query if state.by in ("query", "both") else "—", line)
+        asks = state.by in ("query", "both")
+        guess = asks and state.query.strip() and not explain.knows(self.catalog, state.query)
+        return draw.status(state.query if asks else "—", line, explain.GUESS if guess else "")
 
     def shown(self, state: State) -> tuple[pd.DataFrame, list[str], str]:
         """What the widget draws first: the hits, and as HTML their cards, or the side-by-side view that stands for them."""
@@ -285,7 +307,7 @@ class Views:
         parts = [draw.style()]
         for number, (caption, query) in enumerate(queries.items()):
             asked = self.check(dataclasses.replace(state, query=query, **ANEW))
-            parts.append(f'<h4 class="mkx-query">{draw.text(caption)}</h4>')
+            parts.append(f'<h3 class="mkx-query">{draw.text(caption)}</h3>')
             parts += [self.status(asked), self.results(asked)]
             if number == 0:
                 best = self.search(asked)["product_id"].iloc[0]

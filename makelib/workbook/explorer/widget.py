@@ -13,13 +13,14 @@ import functools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-from IPython.display import HTML
+from IPython import get_ipython
+from IPython.display import HTML, display
 
 from makelib.runtime import UserError, atomic_file
 from makelib.search import explain
@@ -32,6 +33,10 @@ from makelib.workbook.explorer.views import Views, telling_queries
 
 #: seconds without a key until what was typed is searched
 DEBOUNCE = 0.08
+
+
+#: the explorer that each cell of the notebook shows
+_SHOWN: dict[str, QueryExplorer] = {}
 
 
 class QueryExplorer(Live):
@@ -56,7 +61,7 @@ class QueryExplorer(Live):
         state: State | Path | str | None = None,
     ) -> None:
         super().__init__()
-        self.views = Views(source)
+        self.views = Views.of(source)
         if queries is None:
             queries = telling_queries(self.views.open(self.views.names[0]))
         self.queries = (
@@ -100,14 +105,39 @@ class QueryExplorer(Live):
         return HTML(self.views.page(state))
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        bundle = {
+        """The static twin: what headless runs and exported pages show."""
+        return {
             "text/plain": f"QueryExplorer({', '.join(self.views.names)})",
             "text/html": self.views.twin(self.queries, self.state),
         }
+
+    def _ipython_display_(self) -> None:
+        """The widget, and beside it its twin for whoever opens the saved notebook without its kernel; a page that is never saved,
+        Voilà's, has no use for that one."""
         if os.environ.get("MAKELIB_HEADLESS") == "1":
-            return bundle
-        live = self.widget._repr_mimebundle_()
-        return {**bundle, **{kind: value for kind, value in live.items() if kind != "text/plain"}}
+            return display(self._repr_mimebundle_(), raw=True)
+        self._succeed()
+        display(self.widget)
+        if not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
+            twin = self._repr_mimebundle_()
+            display({**twin, "text/html": draw.twin(twin["text/html"])}, raw=True)
+
+    def _succeed(self) -> None:
+        """Take the place of the explorer that this cell showed before: ipywidgets would keep it for ever."""
+        shell = get_ipython()
+        cell = shell.parent_header.get("metadata", {}).get("cellId") if hasattr(shell, "parent_header") else None
+        if cell is not None:
+            before = _SHOWN.get(cell)
+            _SHOWN[cell] = self
+            if before is not None and before not in _SHOWN.values():
+                before.close()
+
+    def close(self) -> None:
+        """End the widget and give back what it holds."""
+        if box := self.__dict__.pop("widget", None):
+            for part in _parts(widgets.VBox([box, *self._cells])):
+                part.close()
+            self._cells = []
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -131,12 +161,35 @@ class QueryExplorer(Live):
     @functools.cached_property
     def widget(self) -> widgets.VBox:
         """The widget; made when first shown."""
+        self._make_controls()
+        self._make_views()
+        self._listen()
+        box = _column(
+            widgets.HTML(draw.style(), layout=widgets.Layout(display="none")),
+            _line(self.query, self.explain, self.upload),
+            _line(self.variant, self.compare, self.by),
+            _line(self.category, self.kind, self.k),
+            self.alert, self.line, self.cards, self.beside, self.panel, self._what_if, self.edited, self._tools,
+        )  # fmt: skip
+        for name in ("mkx", "mkx-panel"):
+            box.add_class(name)
+        self._set_controls(query=True)
+        self._draw(at_once=True)
+        return box
+
+    def _make_controls(self) -> None:
+        """What is asked, and of whom."""
         views, narrow = self.views, {"description_width": "70px"}
         option = [(draw.plain(name), name) for name in views.names]
         self.query = widgets.Combobox(
             description="Query", placeholder="type what you look for", ensure_option=False, style=narrow,
             options=[draw.plain(known) for known in views.suggest("")],
             layout=widgets.Layout(flex="1 1 320px", width="auto"),
+        )  # fmt: skip
+        # JupyterLab leaves the arrow keys to number boxes, but not to lists; it follows the query, so that a keyboard is soon there
+        self.explain = widgets.BoundedIntText(
+            description="Explain rank", min=0, max=self.state.k, style={"description_width": "initial"},
+            layout=widgets.Layout(width="160px"),
         )  # fmt: skip
         self.upload = widgets.FileUpload(
             accept="image/*", description="Search by a picture", layout=widgets.Layout(width="auto")
@@ -152,30 +205,34 @@ class QueryExplorer(Live):
         self.kind = choice(description="Search", options=["exact", "approximate"])
         self.k = choice(description="Results", options=sorted({*SIZES, self.state.k}))
         self.by = choice(description="Search by", options=[(SEARCH_BY["query"], "query")])
-        self.line, self.alert, self.beside, self.panel, self.edited = (widgets.HTML() for _ in range(5))
+
+    def _make_views(self) -> None:
+        """What is shown, the what-if line, and the drawer with history and state."""
+        narrow, auto = {"description_width": "70px"}, {"layout": widgets.Layout(width="auto")}
+        self.line, self.alert, self.beside, self.panel, self.edited, self.note = (widgets.HTML() for _ in range(6))
         self.cards = widgets.GridBox(
             layout=widgets.Layout(
                 grid_template_columns="repeat(auto-fill, minmax(170px, 1fr))", grid_gap="12px", width="100%"
             )
         ).add_class("mkx-cards")  # fmt: skip
         self._cells: list[widgets.VBox] = []
-        self.explain = widgets.BoundedIntText(  # JupyterLab leaves the arrow keys to number boxes, but not to lists
-            description="Explain rank", min=0, max=self.state.k, style={"description_width": "initial"},
-            layout=widgets.Layout(width="160px"),
-        )  # fmt: skip
         self.title = widgets.Text(
             description="What if the title were", continuous_update=False, style={"description_width": "initial"},
             layout=widgets.Layout(flex="1 1 360px", width="auto"),
         )  # fmt: skip
-        self.blank = widgets.Checkbox(
-            description="without its image", indent=False, layout=widgets.Layout(width="auto")
-        )
-        back = widgets.Button(description="As listed", layout=widgets.Layout(width="auto"))
+        self.blank = widgets.Checkbox(description="without its image", indent=False, **auto)
+        self.back = widgets.Button(description="As listed", **auto)
+        self._what_if = _line(self.title, self.blank, self.back)
         self.asked = widgets.Textarea(description="Queries", rows=3, style=narrow, layout=widgets.Layout(width="98%"))
         self.saved = widgets.Textarea(description="State", rows=2, style=narrow, layout=widgets.Layout(width="98%"))
-        save, restore = (widgets.Button(description=text) for text in ("Save state", "Restore"))
-        self.note = widgets.HTML()
+        self.keep, self.restore = (widgets.Button(description=text) for text in ("Save state", "Restore"))
+        self._tools = widgets.Accordion(
+            [_column(self.asked, self.saved, _line(self.keep, self.restore, self.note))],
+            titles=("History and state",), selected_index=None,
+        )  # fmt: skip
 
+    def _listen(self) -> None:
+        """What each control does."""
         self.query.observe(self._guard(lambda change: self._typed(change["new"])), "value")
         self.query.on_msg(lambda _, content, __: self._guard(self._entered)(content))
         self.upload.observe(self._guard(lambda change: self._uploaded(change["new"])), "value")
@@ -186,31 +243,9 @@ class QueryExplorer(Live):
         self.explain.observe(self._guard(lambda change: self._choose(change["new"])), "value")
         self.title.observe(self._guard(lambda change: self._edit(title=change["new"])), "value")
         self.blank.observe(self._guard(lambda change: self._edit(blank=change["new"])), "value")
-        back.on_click(self._guard(lambda _: self.show(title=None, blank=False)))
-        save.on_click(self._guard(lambda _: self._save()))
-        restore.on_click(self._guard(lambda _: self.show(State.from_json(self.saved.value))))
-
-        def line(*children: widgets.Widget) -> widgets.HBox:
-            return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
-
-        tools = widgets.Accordion(
-            [widgets.VBox([self.asked, self.saved, line(save, restore, self.note)])],
-            titles=("History and state",), selected_index=None,
-        )  # fmt: skip
-        self._what_if = line(self.title, self.blank, back)
-        box = widgets.VBox(
-            [
-                widgets.HTML(draw.style(), layout=widgets.Layout(display="none")),
-                line(self.query, self.upload), line(self.variant, self.compare, self.by), line(self.category, self.kind, self.k),
-                self.alert, self.line, self.cards, self.beside,
-                self.explain, self.panel, self._what_if, self.edited, tools,
-            ]
-        )  # fmt: skip
-        for name in ("mkx", "mkx-panel"):
-            box.add_class(name)
-        self._set_controls(query=True)
-        self._draw(at_once=True)
-        return box
+        self.back.on_click(self._guard(lambda _: self.show(title=None, blank=False)))
+        self.keep.on_click(self._guard(lambda _: self._save()))
+        self.restore.on_click(self._guard(lambda _: self.show(State.from_json(self.saved.value))))
 
     def _change(self, **changes: Any) -> None:
         self.state = self.views.check(dataclasses.replace(self.state, **changes))
@@ -319,7 +354,7 @@ class QueryExplorer(Live):
             hits, cards, beside = await self._ask(turn, loop, self.line, "Searching …", self.views.shown, state)
             with self._at(turn):
                 self.alert.value = ""
-                self._fill(cards)
+                self._fill(cards, [draw.plain(hit or "a product without a title") for hit in hits["title"]])
                 self.beside.value = beside
                 self.line.value = self.views.status(state, time.perf_counter() - began)
                 self._offer(hits, state)
@@ -336,29 +371,30 @@ class QueryExplorer(Live):
             with contextlib.suppress(Overtaken), self._at(turn):
                 self._complain(error)
 
-    def _fill(self, cards: Sequence[str]) -> None:
-        """Cards into the grid; cells are made once and used again."""
+    def _fill(self, cards: Sequence[str], names: Sequence[str]) -> None:
+        """Cards into the grid, their buttons named after their products; cells are made once and used again."""
         while len(self._cells) < len(cards):
-            place = len(self._cells)
-            buttons = [
-                widgets.Button(
-                    description=text, tooltip=f"{tip} {place + 1}", layout=widgets.Layout(flex="1 1 auto", width="auto")
-                )
-                for text, tip in (("Why?", "Explain rank"), ("More like this", "Search by the product of rank"))
-            ]
-            buttons[0].on_click(self._guard(lambda _, place=place: self._choose(place + 1)))
-            buttons[1].on_click(
-                self._guard(
-                    lambda _, place=place: self.show(
-                        by="product", like=self._ids[place], selected=None, title=None, blank=False
-                    )
-                )
-            )
-            self._cells.append(widgets.VBox([widgets.HTML(), widgets.HBox(buttons)]).add_class("mkx-cell"))
-        for cell, card in zip(self._cells, cards, strict=False):
-            cell.children[0].value = card
+            self._cells.append(self._cell(len(self._cells)))
+        for place, (cell, card, name) in enumerate(zip(self._cells, cards, names, strict=False), start=1):
+            picture, (why, like) = cell.children[0], cell.children[1].children
+            picture.value = card
+            why.description, like.description = f"Why? {place}, {name}", f"More like this: {name}"
+            why.tooltip, like.tooltip = f"Explain rank {place}", f"Search by the product of rank {place}"
         if len(self.cards.children) != len(cards):
             self.cards.children = self._cells[: len(cards)]
+
+    def _cell(self, place: int) -> widgets.VBox:
+        """Room for a card, and its two buttons."""
+        wide = widgets.Layout(flex="1 1 auto", width="auto")
+        why = widgets.Button(layout=wide).add_class("mkx-ask")
+        like = widgets.Button(layout=wide).add_class("mkx-like")
+        why.on_click(self._guard(lambda _: self._choose(place + 1)))
+        like.on_click(
+            self._guard(
+                lambda _: self.show(by="product", like=self._ids[place], selected=None, title=None, blank=False)
+            )
+        )
+        return _column(widgets.HTML(), widgets.HBox([why, like])).add_class("mkx-cell")
 
     def _offer(self, hits: pd.DataFrame, state: State) -> None:
         """The ranks that can be explained; arrow keys walk through them, 0 is none."""
@@ -369,3 +405,21 @@ class QueryExplorer(Live):
             self.explain.value = 1 + self._ids.index(state.selected) if state.selected in self._ids else 0
         finally:
             self._quiet = False
+
+
+def _line(*children: widgets.Widget) -> widgets.HBox:
+    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+
+
+def _column(*children: widgets.Widget) -> widgets.VBox:
+    return widgets.VBox(children)
+
+
+def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    """A widget and all that hangs on it."""
+    for name in ("layout", "style"):
+        if isinstance(part := getattr(widget, name, None), widgets.Widget):
+            yield part
+    for child in getattr(widget, "children", ()):
+        yield from _parts(child)
+    yield widget
