@@ -20,6 +20,9 @@ from makelib.runtime import Stopped, UserError, meant
 #: what goes wrong with a disk that a person can mend: full, over quota, over a limit, read-only, not allowed
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
+#: exit code of an import that lost a larger share than `--warn-share` of a table's rows or of the photographs
+LOST = 3
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -36,7 +39,7 @@ def data_bazaar(given: Namespace) -> None:
     )
 
 
-def data_import(given: Namespace) -> None:
+def data_import(given: Namespace) -> int:
     from makelib.data.sources.files.health import health_report
     from makelib.data.sources.files.importer import import_catalog
     from makelib.data.sources.files.options import read_options
@@ -44,7 +47,7 @@ def data_import(given: Namespace) -> None:
     columns = dict(_pair(text, "--map", "title=name") for text in given.map)
     names = (
         "name", "encoding", "limit", "seed", "images_per_product", "label_columns", "query_columns", "queries", "clicks",
-        "hide_columns", "hide_words", "hide_share", "strict",
+        "hide_columns", "hide_words", "hide_share", "text_columns", "text_words", "fetch", "allow_hosts", "warn_share", "strict",
     )  # fmt: skip
     if not given.folder.is_dir():
         raise UserError(f"There is no folder {given.folder}.")
@@ -53,6 +56,7 @@ def data_import(given: Namespace) -> None:
     )  # fmt: skip
     catalog = import_catalog(given.folder, given.out or Path("data") / given.folder.resolve().name, options)
     print(_imported(catalog, health_report(catalog)))
+    return LOST if any(note.startswith("LOST: ") for note in catalog.info["notes"]) else 0
 
 
 def data_hub(given: Namespace) -> None:
@@ -238,7 +242,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="catalogue folder (default: data/<name of the folder>)")
     sub.add_argument("--name", help="what reports call it (default: the folder's name)")
     sub.add_argument(
-        "--map", action="append", default=[], metavar="KEY=COLUMN", help="such as title=productDisplayName"
+        "--map",
+        action="append",
+        default=[],
+        metavar="KEY=COLUMN",
+        help="such as title=productDisplayName or queries.query_id=_id",
     )
     sub.add_argument("--encoding", help="of CSV and JSON Lines, such as gb18030 or latin-1 (default: utf-8)")
     sub.add_argument("--limit", type=int, help="products drawn at random; 0: all")
@@ -255,6 +263,15 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--hide-words", nargs="+", metavar="WORD", help="terse sellers: titles lose these words too")
     sub.add_argument("--hide-share", type=float, metavar="SHARE", help="terse sellers: which share of titles, 0 to 1")
+    sub.add_argument("--text-columns", nargs="+", metavar="COLUMN", help="their words follow the title's")
+    sub.add_argument("--text-words", type=int, metavar="N", help="of these columns at most (default: 40)")
+    sub.add_argument("--fetch", action="store_true", default=None, help="fetch photographs that are https addresses")
+    sub.add_argument(
+        "--allow-hosts", nargs="+", metavar="HOST", help="private hosts, or such without https, to fetch from"
+    )
+    sub.add_argument(
+        "--warn-share", type=float, metavar="SHARE", help="a larger share lost is exit code 3 (default: 0.05)"
+    )
     sub.add_argument("--strict", action="store_true", default=None, help="a broken row or image is an error")
 
     sub = add(sources, data_hub, "hub", "fetch and import a public data set", changes)
@@ -351,7 +368,7 @@ def _table(table) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 not all done, 2 a mistake to mend, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 not all done, 2 a mistake to mend, 3 done, but an import lost much, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that children are stopped, as after Ctrl-C
     try:
         given = parser().parse_args(words)

@@ -166,15 +166,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """One process at a time makes `target`; others that ask for it wait, and say so. Look again whether it is there once
-    inside. The lock goes with its process, however that ends."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(target.parent / f".making-{target.name}.lock")
+    """One process at a time makes `target`; others of this machine that ask for it wait, and say so. Look again whether it is
+    there once inside. The lock goes with its process, however that ends, and lies in the temporary folder, not in the data."""
+    locks = Path(tempfile.gettempdir()) / f"makelib-locks-{os.getuid() if hasattr(os, 'getuid') else ''}"
+    locks.mkdir(mode=0o700, exist_ok=True)
+    lock = filelock.FileLock(locks / fingerprint(os.path.realpath(target)), is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"Another process is making {target.name}; waiting for it.", file=sys.stderr, flush=True)
+        print(f"Another process is making {Path(target).name}; waiting for it.", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 
 def opened(content: bytes, size: int | None = None) -> Image.Image:
@@ -17,13 +17,37 @@ def opened(content: bytes, size: int | None = None) -> Image.Image:
     return image
 
 
+#: EXIF orientation -> what shows the photograph upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 (upright) to 8, by EXIF; 1 where nothing or nonsense is noted. No other tag is read into
+    anything: one of a wrong type must not cost the photograph. Decodes the image, and raises what that raises."""
+    image.load()  # TIFF is turned by its decoder, which then forgets the note
+    try:
+        noted = image.getexif().get(0x0112)
+        return noted if noted in _TURNS else 1
+    except Exception:  # Pillow raises what broken bytes lead it to
+        return 1
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """An image as a person sees it: first frame, turned upright by its EXIF note, more than 8 bits brought to 8,
     transparency on white, RGB.
 
     Catalogues keep the original bytes of a photograph, so every reader goes through here.
     """
-    image = ImageOps.exif_transpose(image)
+    if turn := _TURNS.get(orientation(image)):
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which `convert` would cut off at 255
         levels = np.asarray(image, dtype=np.float64)
         white = (

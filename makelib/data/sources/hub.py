@@ -32,7 +32,7 @@ import yaml
 from makelib import settings
 from makelib.data.catalog import Catalog
 from makelib.data.sources.files.importer import import_folder
-from makelib.data.sources.files.photos import MOST_BYTES
+from makelib.data.sources.files.paths import MOST_BYTES
 from makelib.runtime import UserError, atomic_file, fingerprint, progress
 
 #: share of the training queries that become validation queries; the published test queries are left alone

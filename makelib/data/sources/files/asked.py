@@ -13,7 +13,8 @@ from makelib.data.catalog import KINDS, SPLITS
 from makelib.data.sources.files import labels
 from makelib.data.sources.files.options import INTERACTION_COLUMNS, QUERY_COLUMNS, ImportOptions
 from makelib.data.sources.files.products import ProductRows
-from makelib.data.sources.files.rows import Quarantine, Table, find
+from makelib.data.sources.files.readers import Table
+from makelib.data.sources.files.rows import Quarantine, find
 from makelib.runtime import UserError, progress
 
 
@@ -48,7 +49,7 @@ def asked_by_people(
     accounts, read = {}, 0
     if queries_path := find(folder, "queries"):
         table = Table(queries_path, options.encoding)
-        mapping = table.mapping(QUERY_COLUMNS, ("query_id", "query"), options.columns)
+        mapping = table.mapping("queries", QUERY_COLUMNS, ("query_id", "query"), options.columns)
         for row in progress(table.rows(), description="queries", unit="row"):
             read += 1
             key, query, split, intent = (
@@ -68,7 +69,7 @@ def asked_by_people(
                 queries[key] = (query, split, intent or " ".join(query.split()).casefold())
     table = Table(path, options.encoding)
     mapping = table.mapping(
-        INTERACTION_COLUMNS, ("product_id", "query_id" if queries_path else "query"), options.columns
+        "interactions", INTERACTION_COLUMNS, ("product_id", "query_id" if queries_path else "query"), options.columns
     )
     ids: dict[str, str] = {}
     found: list[tuple[str, str, float, str]] = []

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from makelib.data.catalog import Catalog
+from makelib.data.sources.files.options import ImportOptions
 from makelib.runtime import UserError
 
 
@@ -21,11 +22,18 @@ def health_report(catalog: Catalog) -> str:
         raise UserError(f"{catalog.folder} has no health.json: it was not made by `python -m makelib data import`.")
     health = json.loads(path.read_text(encoding="utf-8"))
     lines = [f"# Health of {catalog.name}", "", *(f"- {note}" for note in catalog.info["notes"]), ""]
-    lines += ["| table | rows read | kept | dropped | left out |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines += [f"- {notice}" for notice in health.get("notices", ())] + [""] * bool(health.get("notices"))
+    lines += [
+        "| table | rows read | kept | dropped | left out | merged |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     accounts = {table: health[table] for table in ("products", "queries", "interactions") if table in health}
     for table, account in accounts.items():
         lines.append(
-            "| ".join([f"| {table} "] + [f"{account[k]:,} " for k in ("read", "kept", "dropped", "left_out")]) + "|"
+            "| ".join(
+                [f"| {table} "] + [f"{account.get(k, 0):,} " for k in ("read", "kept", "dropped", "left_out", "merged")]
+            )
+            + "|"
         )
     reasons = [(table, reason, n) for table, account in accounts.items() for reason, n in account["reasons"].items()]
     reasons += [("images", reason, count) for reason, count in health["images"]["dropped"].items()]
@@ -41,6 +49,45 @@ def health_report(catalog: Catalog) -> str:
             if (section, key) != ("images", "dropped") and value not in ({}, []):
                 lines.append(f"| {section}: {key.replace('_', ' ')} | {_readable(value)} |")
     return "\n".join(lines) + "\n"
+
+
+def lost(health: dict[str, Any]) -> dict[str, float]:
+    """Share of each table's rows and of the photographs named that could not be kept."""
+    shares = {
+        table: health[table]["dropped"] / max(1, health[table]["read"])
+        for table in ("products", "queries", "interactions")
+        if table in health
+    }
+    images = health["images"]
+    return {**shares, "photographs": sum(images["dropped"].values()) / max(1, images["named"])}
+
+
+#: what a person can do about the reason for which photographs or rows were lost
+REMEDIES = {
+    "is an address": "They are addresses: run again with `--fetch` to fetch them.",
+    "does not exist": "Put them under images/, or name the column that holds them: `--map products.image=<column>`.",
+    "leaves the folder": "Copy them into the folder, under images/, and write their paths relative to it.",
+    "is not valid": "State the encoding, such as `--encoding cp1252`.",
+    "has a wrong number of cells": "Export again with every cell in quotes.",
+    "names an unknown product": "Its ids differ from those of the products: `--map interactions.product_id=<column>`.",
+    "names an unknown query": "Its ids differ from those of the queries: `--map interactions.query_id=<column>`.",
+    "repeats an id": "Choose the column that is unique: `--map products.product_id=<column>`.",
+}
+
+
+def warnings_of(health: dict[str, Any], options: ImportOptions) -> list[str]:
+    """What was lost in number, in words, with the remedy: a sentence per table whose lost share is above `warn_share`."""
+    found = []
+    for what, share in health["lost"].items():
+        if share <= options.warn_share:
+            continue
+        reasons = health["images"]["dropped"] if what == "photographs" else health[what]["reasons"]
+        total = health["images"]["named"] if what == "photographs" else health[what]["read"]
+        reason, count = max(reasons.items(), key=lambda pair: pair[1])
+        remedy = next((text for start, text in REMEDIES.items() if reason.startswith(start)), "See quarantine.csv.")
+        named = what if what == "photographs" else f"rows of {what}"
+        found.append(f"LOST: {sum(reasons.values()):,} of {total:,} {named}; {count:,} because each {reason}. {remedy}")
+    return found
 
 
 def _readable(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Catalogues from a folder of files: `products.csv|parquet|jsonl`, `images/`, perhaps `queries.*` and `interactions.*`.
+"""Catalogues from a folder of files: `products.*` (CSV, TSV, Excel, Parquet, JSON Lines, XML), `images/`, perhaps `queries.*` and `interactions.*`.
 
 Here is decided what a good row is. Broken ones go into quarantine with a line that says so; what is whole is kept as it
 came: titles letter by letter, photographs byte by byte (`makelib.data.pictures.rgb` shows odd image modes right). `rows` and
@@ -11,7 +11,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,14 @@ from makelib import settings
 from makelib.data.catalog import PRODUCTS, Catalog
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
-from makelib.data.sources.files.health import duplicate_health, title_health
+from makelib.data.sources.files.health import duplicate_health, lost, title_health, warnings_of
 from makelib.data.sources.files.options import ImportOptions, _yaml, read_options
+from makelib.data.sources.files.paths import Places, unpack
 from makelib.data.sources.files.photos import Photo, Photos
 from makelib.data.sources.files.products import ProductRows, image_cells, read_products, split_attributes
 from makelib.data.sources.files.rows import Quarantine, find
 from makelib.data.tables import write_catalog
-from makelib.runtime import UserError, scratch_folder
+from makelib.runtime import UserError, alone, scratch_folder
 
 
 def import_folder(folder: Path, out: Path, files: settings.Files | None = None) -> Catalog:
@@ -51,43 +55,16 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
     folder, out = Path(folder), Path(out)
     options = options or read_options(folder)
     _check_target(folder, out)
-    with scratch_folder(out) as work:
+    with alone(out), scratch_folder(out) as work:
         listed = work / "quarantine.csv"
         with open(listed, "w", encoding="utf-8", errors="backslashreplace", newline="") as lines:
             quarantine = Quarantine(lines)
-            rows = read_products(folder, options, quarantine)
-            good, left_out = len(rows.ids), set()
-            if 0 < options.limit < good:
-                drawn = np.zeros(good, dtype=bool)
-                drawn[np.random.default_rng(options.seed).choice(good, options.limit, replace=False)] = True
-                left_out = set(itertools.compress(rows.ids, ~drawn))
-                rows = rows.take(drawn)
-
-            def broken(cell: int, photo: Photo) -> None:
-                row = int(owner[cell])
-                quarantine.add(
-                    "products", rows.numbers[row], photo.reason, photo.detail,
-                    product_id=rows.ids[row], file=cells[cell], action="image dropped",
-                )  # fmt: skip
-
-            photos = Photos(work / "photos.arrow")
-            cells, owner, too_many = image_cells(folder, rows, options.images_per_product)
-            photos.read(folder, cells, broken)
-            counts = np.bincount(owner, minlength=len(rows.ids))
-            kept_images = np.bincount(owner, weights=_present(photos.digests), minlength=len(rows.ids)).astype(np.int64)
-            digests: list[bytes | None] = [None] * len(rows.ids)  # of each product's first photograph
-            for row, digest in zip(owner[::-1].tolist(), reversed(photos.digests), strict=True):
-                digests[row] = digest or digests[row]
-            whole = np.array([bool(title.strip()) for title in rows.titles]) | (kept_images > 0)
-            for row in np.flatnonzero(~whole):
-                quarantine.add("products", rows.numbers[row], "has neither title nor image", product_id=rows.ids[row])
-            if not whole.any():
-                raise UserError(f"{rows.path}: no product could be kept. {quarantine}")
-            rows, digests, kept_images = rows.take(whole), list(itertools.compress(digests, whole)), kept_images[whole]
-
+            rows, left_out = _drawn(read_products(folder, options, quarantine), options)
+            seen = _photographs(folder, out, work, rows, options, quarantine)
+            rows = rows.take(seen.whole)
             frame, keep, notes = split_attributes(rows, options)
             titles, truth, hidden = _hide(rows, frame, keep, options, notes)
-            groups, placeholders = labels.duplicate_groups(rows.titles, digests)
+            groups, placeholders = labels.duplicate_groups(rows.titles, seen.digests)
             accounts, summary = {}, {}
             if find(folder, "interactions") or find(folder, "queries"):
                 queries, interactions, accounts = asked_by_people(
@@ -98,28 +75,25 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         if options.strict and quarantine.counts:
             raise UserError(f"{folder}: {quarantine} Without strict they are left out and listed in quarantine.csv.")
         truth.insert(0, "product_id", rows.ids)
+        account = quarantine.account("products", rows.read, len(rows.ids), len(left_out), rows.merged)
         health = {
-            "products": quarantine.account("products", rows.read, len(rows.ids), len(left_out)),
+            "products": account,
             **accounts,
-            "images": {
-                "present": int((kept_images > 0).sum()),
-                "missing": int((kept_images == 0).sum()),
-                "further": int((kept_images - 1).clip(min=0).sum()),
-                "products_with_several": int((kept_images > 1).sum()),
-                f"beyond_{options.images_per_product}_a_product": too_many,
-                "dropped": quarantine.reasons("products", "image dropped"),
-                **photos.health(),
-            },
-            "titles": title_health(rows.titles),
+            "notices": [*rows.notices, *seen.notices],
+            "images": seen.health(quarantine, options.images_per_product),
+            "titles": title_health(rows.titles) | _shares(rows.words),
             "duplicates": {
                 "repeated_ids": quarantine.reasons("products").get("repeats an id", 0),
-                **duplicate_health(rows.titles, digests, groups),
+                **duplicate_health(rows.titles, seen.digests, groups),
                 "placeholder_images": placeholders,
             },
             "labels": {column: int((frame[column] != "").groupby(frame[column]).any().sum()) for column in frame},
             "hidden": {key: value for key, value in hidden.items() if key != "words"},
             "generated": summary,
         }
+        health["lost"] = lost(health)
+        health["warnings"] = warnings_of(health, options)
+        notes[:0] = health["warnings"]
         kinds = {"type": "type", "colour": "visual", "look": "visual"}
         info = {
             "source": "files",
@@ -132,16 +106,105 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             "generated": summary,
             "options": dataclasses.asdict(options) | {"columns": rows.mapping},
         }
+        for warning in health["warnings"]:
+            print(f"makelib: {warning}", file=sys.stderr)
         return write_catalog(
             out,
             name=options.name or folder.resolve().name,
-            products=_product_tables(rows, titles, frame, groups, photos.parts(counts, whole)),
+            products=_product_tables(rows, titles, frame, groups, seen.photos.parts(seen.counts, seen.whole)),
             queries=queries,
             interactions=interactions,
             truth=truth,
             info=info,
             extra_files={"quarantine.csv": listed, "health.json": json.dumps(health, indent=2, ensure_ascii=False)},
         )
+
+
+def _drawn(rows: ProductRows, options: ImportOptions) -> tuple[ProductRows, set[str]]:
+    """The products that the `limit` leaves, and the ids of the others."""
+    good = len(rows.ids)
+    if not 0 < options.limit < good:
+        return rows, set()
+    drawn = np.zeros(good, dtype=bool)
+    drawn[np.random.default_rng(options.seed).choice(good, options.limit, replace=False)] = True
+    return rows.take(drawn), set(itertools.compress(rows.ids, ~drawn))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The photographs of an import: `counts` int64, cells of each product, `whole` bool, which products have a title or a
+    photograph; of those `digests` of the first photograph's pixels and `kept` int64, how many each has."""
+
+    photos: Photos
+    counts: np.ndarray
+    whole: np.ndarray
+    digests: list[bytes | None]
+    kept: np.ndarray
+    told: dict[str, int]
+    notices: list[str]
+
+    def health(self, quarantine: Quarantine, most: int) -> dict[str, Any]:
+        """Photographs named = read (present + further) + dropped, each with its reason, + beyond `most` of a product."""
+        return {
+            "named": self.told["named"],
+            "present": int((self.kept > 0).sum()),
+            "missing": int((self.kept == 0).sum()),
+            "further": int((self.kept - 1).clip(min=0).sum()),
+            "products_with_several": int((self.kept > 1).sum()),
+            f"beyond_{most}_a_product": self.told["beyond"],
+            "dropped": quarantine.reasons("products", "image dropped"),
+            **self.photos.health(),
+        }
+
+
+def _photographs(
+    folder: Path, out: Path, work: Path, rows: ProductRows, options: ImportOptions, quarantine: Quarantine
+) -> _Seen:
+    """Read what the rows name. Raises `UserError` when no product has a title or a photograph."""
+    unpacked, notices = unpack(folder, work)
+    places, photos = Places(folder, unpacked), Photos(work / "photos.arrow")
+    cells, owner, told = image_cells(places, rows, options.images_per_product)
+    # FETCH
+
+    def broken(cell: int, photo: Photo) -> None:
+        row = int(owner[cell])
+        quarantine.add(
+            "products", rows.numbers[row], photo.reason, photo.detail,
+            product_id=rows.ids[row], file=cells[cell], action="image dropped",
+        )  # fmt: skip
+
+    photos.read(places, cells, broken)
+    for cell, row in zip(cells, owner.tolist(), strict=True):
+        if cell in places.respelled:
+            why = f"is the file {places.respelled[cell]!r} in another writing"
+            quarantine.note(
+                "products", rows.numbers[row], why, product_id=rows.ids[row], file=cell, action="image read"
+            )
+    if places.respelled:
+        notices.append(
+            f"{len(places.respelled):,} names of photographs are written otherwise than their files; quarantine.csv lists them."
+        )
+    counts = np.bincount(owner, minlength=len(rows.ids))
+    kept = np.bincount(owner, weights=_present(photos.digests), minlength=len(rows.ids)).astype(np.int64)
+    digests: list[bytes | None] = [None] * len(rows.ids)  # of each product's first photograph
+    for row, digest in zip(owner[::-1].tolist(), reversed(photos.digests), strict=True):
+        digests[row] = digest or digests[row]
+    whole = np.array([bool(title.strip()) for title in rows.titles]) | (kept > 0)
+    for row in np.flatnonzero(~whole):
+        quarantine.add("products", rows.numbers[row], "has neither title nor image", product_id=rows.ids[row])
+    if not whole.any():
+        raise UserError(f"{rows.path}: no product could be kept. {quarantine}")
+    if (idle := places.idle_images()) and not places.used_images:
+        notices.append(
+            f"No product uses any of the {idle:,} files under images/; name them in a column or by product id."
+        )
+    digests = list(itertools.compress(digests, whole))
+    return _Seen(photos, counts, whole, digests, kept[whole], told, notices)
+
+
+def _shares(words: Counter[str]) -> dict[str, Any]:
+    """Which share of the words of all titles came from which column, where several join it."""
+    return {"words_from": {column: round(n / words.total(), 3) for column, n in words.items()}} if words.total() else {}
 
 
 def _check_target(folder: Path, out: Path) -> None:

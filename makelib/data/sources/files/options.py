@@ -17,15 +17,15 @@ from makelib.runtime import UserError
 MOST_VALUES = 200
 #: makelib's name of a column -> the names it goes by, without case and punctuation, best first
 PRODUCT_COLUMNS = {
-    "product_id": ("productid", "id", "sku", "itemid", "articleid", "asin", "商品id", "商品编号", "编号"),
+    "product_id": ("productid", "id", "sku", "handle", "itemid", "articleid", "asin", "docid", "corpusid", "商品id", "商品编号", "编号"),
     "title": (
         "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "标题", "商品标题", "商品名称", "名称",
     ),
     "image": (
-        "image", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "图片", "主图",
+        "image", "imagelink", "imagesrc", "mainimage", "primaryimage", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "图片", "主图",
     ),
     "images": (
-        "images", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
+        "images", "imageurls", "additionalimagelink", "additionalimagelinks", "imagelinks", "gallery", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
     ),
     "category": (
         "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department",
@@ -53,7 +53,8 @@ class ImportOptions:
 
     #: what reports call the catalogue; empty: the folder's name
     name: str = ""
-    #: makelib's column -> column of the files, such as {"title": "productDisplayName"}
+    #: makelib's column -> column of the files, such as {"title": "productDisplayName"}; for one table only, its name before a
+    #: point: {"queries.query_id": "_id"}
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"
     #: products drawn at random from the good rows; 0 = all
@@ -78,6 +79,14 @@ class ImportOptions:
     hide_columns: tuple[str, ...] = ()
     hide_words: tuple[str, ...] = ()
     hide_share: float = 0.0
+    #: columns whose words follow the title's, in this order, `text_words` of them at most
+    text_columns: tuple[str, ...] = ()
+    text_words: int = 40
+    #: fetch photographs that are https addresses; private and loopback hosts only where named here
+    fetch: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    #: where a larger share of a table's rows or of the photographs is lost, the import says so first and exits with code 3
+    warn_share: float = 0.05
     #: anything that has to go into quarantine is an error
     strict: bool = False
     #: what else every report must say about the catalogue
@@ -101,12 +110,15 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
         raise UserError(f"Import options of {folder}: {error}. Known: {known}.") from None
     if options.images_per_product < 1:
         raise UserError(f"images_per_product must be at least 1, not {options.images_per_product}.")
-    for name in ("hide_share", "wrong_clicks", "cold"):
+    for name in ("hide_share", "wrong_clicks", "cold", "warn_share"):
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
     known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}
-    if unknown := [column for column in options.columns if column not in known]:
-        raise UserError(f"columns: there is no column {unknown[0]!r} to map; known: {', '.join(known)}.")
+    tables = {"products": PRODUCT_COLUMNS, "queries": QUERY_COLUMNS, "interactions": INTERACTION_COLUMNS}
+    for column in options.columns:
+        table, point, name = column.rpartition(".")
+        if name not in (tables.get(table, ()) if point else known):
+            raise UserError(f"columns: there is no column {column!r} to map; known: {', '.join(known)}.")
     if wrong := [kind for kind in options.attribute_kinds.values() if kind not in ("type", "visual", "textual")]:
         raise UserError(f"attribute_kinds: {wrong[0]!r} is unknown; use type, visual or textual.")
     return options

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import functools
 import hashlib
 import io
 import itertools
 import os
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +24,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from makelib.data.pictures import rgb
+from makelib.data.pictures import orientation, rgb
+from makelib.data.sources.files.paths import MOST_BYTES, Lost, Places
 from makelib.runtime import progress
 
 #: image files that are read; others (EPS, which would start Ghostscript) are no photographs
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 MOST_PIXELS = 40_000_000
-MOST_BYTES = 32 * 2**20
 PORTION_FILES, PORTION_BYTES = 250, 16 * 2**20
-_ORIENTATION = 0x0112
 _SCHEMA = pa.schema([("bytes", pa.binary())])
 
 
@@ -65,19 +62,18 @@ class Photos:
         self.sizes: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
 
-    def read(self, folder: Path, cells: Sequence[str], broken: Callable[[int, Photo], None]) -> None:
+    def read(self, places: Places, cells: Sequence[str], broken: Callable[[int, Photo], None]) -> None:
         """Read what the cells name, `broken(cell, photo)` for each that costs a product an image."""
         workers = min(4, os.cpu_count() or 1)
-        _real_folder.cache_clear()
-        bar = progress(description="images", total=len(cells), unit="img")
         with (
+            progress(description="images", total=len(cells), unit="img") as bar,
             warnings.catch_warnings(),
             concurrent.futures.ThreadPoolExecutor(workers) as pool,  # Pillow decodes without the interpreter's lock
             pa.OSFile(str(self._spool), "wb") as sink,
             pa.ipc.new_stream(sink, _SCHEMA) as writer,
         ):
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what is broken is caught and listed
-            for photos in _ahead(pool, _portions(Path(os.path.realpath(folder)), cells), depth=2 * workers):
+            for photos in _ahead(pool, _portions(places, cells), depth=2 * workers):
                 for photo in photos:
                     if photo.reason:
                         broken(len(self.digests), photo)
@@ -87,7 +83,6 @@ class Photos:
                     self.digests.append(photo.digest)
                 writer.write_batch(pa.record_batch([pa.array([photo.data for photo in photos], pa.binary())], _SCHEMA))
                 bar.update(len(photos))
-        bar.close()
 
     def parts(self, counts: np.ndarray, wanted: np.ndarray) -> Iterator[list[list[bytes]]]:
         """The encoded photographs of each product that is `wanted` (bool, one per product), a few hundred products or
@@ -127,11 +122,14 @@ def _ahead(pool: concurrent.futures.Executor, portions: Iterator[list], depth: i
         yield pending.popleft().result()
 
 
-def _portions(base: Path, cells: Sequence[str]) -> Iterator[list[Path | Photo]]:
+def _portions(places: Places, cells: Sequence[str]) -> Iterator[list[Path | Photo]]:
     portion: list[Path | Photo] = []
     weight = 0
     for cell in cells:
-        found, size = locate(base, cell)
+        found, size = places.locate(cell)
+        if isinstance(found, Lost):
+            reason, _, detail = found.partition(" (")
+            found = Photo(reason=reason, detail=detail.rstrip(")"))
         if portion and (len(portion) == PORTION_FILES or weight + size > PORTION_BYTES):
             yield portion
             portion, weight = [], 0
@@ -139,58 +137,6 @@ def _portions(base: Path, cells: Sequence[str]) -> Iterator[list[Path | Photo]]:
         weight += size
     if portion:
         yield portion
-
-
-def locate(base: Path, cell: str) -> tuple[Path | Photo, int]:
-    """The file that an image cell names, relative to the (real) folder `base` or its `images/`, and its size in bytes.
-
-    Only regular files inside `base` count, links followed; else the `Photo` that says why not.
-    """
-    if not cell.strip():
-        return Photo(), 0
-    if "://" in cell:
-        return Photo(reason="is an address, not a file of the folder"), 0
-    try:
-        for candidate in (os.path.join(base, cell), os.path.join(base, "images", cell)):
-            path = _real(candidate)
-            if not path.is_relative_to(base):
-                return Photo(reason="leaves the folder"), 0
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                status = os.lstat(path)
-                if not stat.S_ISREG(status.st_mode):
-                    return Photo(reason="is no regular file"), 0
-                if status.st_size == 0:
-                    return Photo(reason="is an empty file"), 0
-                if status.st_size > MOST_BYTES:
-                    return HEAVY, 0
-                return path, status.st_size
-    except (OSError, ValueError) as error:  # names too long, loops of links, no permission
-        return Photo(reason="cannot be opened", detail=type(error).__name__), 0
-    return Photo(reason="does not exist"), 0
-
-
-def listing(base: Path, cell: str) -> list[str]:
-    """The cell itself, or the files of the folder inside `base` that it names, in the order of their names (video frames)."""
-    try:
-        path = Path(os.path.realpath(os.path.join(base, cell)))
-        if cell.strip() and path.is_dir() and path.is_relative_to(base):
-            return [os.path.join(cell, name) for name in sorted(os.listdir(path))]
-    except (OSError, ValueError):
-        pass  # `locate` says what is wrong with it
-    return [cell]
-
-
-def _real(path: str) -> Path:
-    """`os.path.realpath`, which looks at each parent folder once per import instead of once per file."""
-    parent, name = os.path.split(path)
-    if name in ("", ".", "..") or os.path.islink(path):
-        return Path(os.path.realpath(path))
-    return _real_folder(parent) / name
-
-
-@functools.lru_cache(maxsize=1024)
-def _real_folder(path: str) -> Path:
-    return Path(os.path.realpath(path))
 
 
 @functools.cache
@@ -215,7 +161,7 @@ def inspect(source: Path | bytes) -> Photo:
         size, mode = f"{image.width} x {image.height}", image.mode
         if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO's further frames are depth or views
             mode += ", animated"
-        if image.getexif().get(_ORIENTATION) in range(2, 9):
+        if orientation(image) > 1:
             mode += ", turned by EXIF"
         shown = rgb(image)
     except Image.DecompressionBombError as error:

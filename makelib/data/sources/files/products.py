@@ -1,13 +1,12 @@
-"""The products table of a folder, row by row: columns found, photographs named, attributes told apart."""
+"""The products table of a folder, row by row: columns found, rows of one product joined, photographs named, attributes told apart."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import json
-import os
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +14,33 @@ import pandas as pd
 
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.options import MOST_VALUES, PRODUCT_COLUMNS, ImportOptions
-from makelib.data.sources.files.photos import listing
-from makelib.data.sources.files.rows import Quarantine, Table, find
+from makelib.data.sources.files.paths import IMAGE_NAME, Places, fold, is_address, names_in
+from makelib.data.sources.files.readers import Table, plain
+from makelib.data.sources.files.rows import SUFFIXES, Quarantine, find
+from makelib.data.sources.files.systems import Item, Reading, leaf, recognise, text_of
 from makelib.runtime import UserError, progress
 
-# -- products ---------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
+@dataclass
 class ProductRows:
-    """The good rows of the products table, a list per column; `numbers` are their row numbers in the file."""
+    """The good rows of the products table, a list per column; `numbers` are their row numbers in the file.
+
+    `images`: the image cells of each product, in order. `merged`: rows that told more of a product that another row names.
+    `notices`: what was guessed, a line each. `words`: of which column how many words of the titles came.
+    """
 
     path: Path
-    read: int
     mapping: dict[str, str]
-    numbers: list[int]
-    ids: list[str]
-    titles: list[str]
-    images: list[str]
-    further: list[str]
-    labels: dict[str, list[str]]
+    read: int = 0
+    merged: int = 0
+    numbers: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    titles: list[str] = field(default_factory=list)
+    images: list[list[str]] = field(default_factory=list)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    words: Counter[str] = field(default_factory=Counter)
+    system: str = ""
 
     @property
     def category(self) -> str | None:
@@ -43,8 +49,7 @@ class ProductRows:
     def take(self, rows: np.ndarray) -> ProductRows:
         """Those `rows` (bool) only."""
         lists = {
-            key: list(itertools.compress(getattr(self, key), rows))
-            for key in ("numbers", "ids", "titles", "images", "further")
+            key: list(itertools.compress(getattr(self, key), rows)) for key in ("numbers", "ids", "titles", "images")
         }
         picked = {column: list(itertools.compress(values, rows)) for column, values in self.labels.items()}
         return dataclasses.replace(self, labels=picked, **lists)
@@ -53,96 +58,265 @@ class ProductRows:
 def read_products(
     folder: Path, options: ImportOptions, quarantine: Quarantine, first: int | None = None
 ) -> ProductRows:
+    """The products of a folder, of the `first` rows only if given. Raises `UserError` where there are none."""
     path = find(folder, "products")
     if path is None:
-        raise UserError(f"{folder} holds no products.csv, products.parquet or products.jsonl.")
+        raise UserError(f"{folder} holds no products.csv (or .{', .'.join(SUFFIXES[1:])}).")
     table = Table(path, options.encoding)
-    if embedded := table.embedded & {"image", "images", options.columns.get("image"), options.columns.get("images")}:
-        raise UserError(
-            f"{path}: the column {embedded.pop()!r} holds the images themselves; write them as files under images/ and "
-            "their paths into the column. (A catalogue that makelib wrote needs no import.)"
-        )
-    mapping = table.mapping(PRODUCT_COLUMNS, ("product_id", "title"), options.columns)
-    named = [options.columns[column] for column in PRODUCT_COLUMNS if column in options.columns]
-    wanted = {*options.label_columns, *options.hide_columns, *options.query_columns} - {"brand"}
-    if missing := [column for column in (*named, *sorted(wanted)) if column not in table.columns]:
-        raise UserError(f"{path} has no column {missing[0]!r}; it has the columns {', '.join(table.columns)}.")
-    wanted |= {mapping["category"]} if "category" in mapping else set()
-    wanted |= {"brand"} & set(table.columns) if "brand" in (*options.hide_columns, *options.query_columns) else set()
-    taken = {mapping.get(column) for column in ("product_id", "title", "image", "images")}
-    candidates = wanted if options.label_columns else set(table.columns) - taken
-    values: dict[str, list[str]] = {column: [] for column in table.columns if column in candidates}
-    distinct: dict[str, dict[str, str]] = {column: {} for column in values}
-    read, seen = 0, {}
-    numbers, ids, titles, images, further = [], [], [], [], []
+    reading = _reading(table, options)
+    rows = ProductRows(path, reading.mapping, system=reading.system.name if reading.system else "")
+    collected = _Collector(rows, reading, _label_columns(table, reading, options), options)
     for row in itertools.islice(progress(table.rows(), description="products", unit="row"), first):
-        read += 1
+        rows.read += 1
         if row.values is None:
             quarantine.add("products", row.number, row.reason, row.detail)
-            continue
-        key = row.values[mapping["product_id"]]
-        if not key.strip():
-            quarantine.add("products", row.number, "has no id")
-            continue
-        if key in seen:
-            quarantine.add("products", row.number, "repeats an id", f"row {seen[key]} is kept", product_id=key)
-            continue
-        seen[key] = row.number
-        numbers.append(row.number)
-        ids.append(key)
-        titles.append(row.values[mapping["title"]])
-        images.append(row.values[mapping["image"]] if "image" in mapping else "")
-        further.append(row.values[mapping["images"]] if "images" in mapping else "")
-        for column in list(values):
-            value = row.values[column]
-            values[column].append(distinct[column].setdefault(value, value))
-            if len(distinct[column]) > 5 * MOST_VALUES and column not in wanted:
-                del values[column]  # text, prices, addresses: no labels, so no need to hold them
-    if not ids:
-        raise UserError(f"{path}: no product could be kept. {quarantine if read else 'It has no rows.'}")
-    for column in set(values) - wanted:
-        found = [value for value in distinct[column] if value]
-        if not 2 <= len(found) <= min(MOST_VALUES, max(2, len(ids) // 3)) or max(map(len, found)) > 60:
-            del values[column]
-    return ProductRows(path, read, mapping, numbers, ids, titles, images, further, values)
+        else:
+            collected.add(row.number, row.values, quarantine)
+    collected.close(quarantine)
+    if not rows.ids:
+        raise UserError(f"{path}: no product could be kept. {quarantine if rows.read else 'It has no rows.'}")
+    if reading.system:
+        rows.notices.append(f"{path.name} is an export of {rows.system}, by its columns.")
+    rows.notices += table.notices
+    return rows
 
 
-def image_cells(folder: Path, rows: ProductRows, most: int) -> tuple[list[str], np.ndarray, int]:
+def _reading(table: Table, options: ImportOptions) -> Reading:
+    """Which column is what: as the options state, else as the system's export has it, else by usual names."""
+    embedded = {"image", "images", options.columns.get("image"), options.columns.get("images")} & table.embedded
+    if embedded:
+        raise UserError(
+            f"{table.path}: the column {embedded.pop()!r} holds the images themselves; write them as files under images/ "
+            "and their paths into the column. (A catalogue that makelib wrote needs no import.)"
+        )
+    named = [column for column in table.columns if column]
+    system = recognise(named)
+    stated = [
+        options.columns[column] for column in ("title", "image", "images", "category") if column in options.columns
+    ]
+    labelled = [] if system else sorted({*options.hide_columns, *options.query_columns} - {"brand"})
+    wanted = (*stated, *options.label_columns, *options.text_columns, *labelled)
+    if missing := [column for column in wanted if column not in named]:
+        raise UserError(f"{table.path} has no column {missing[0]!r}; it has the columns {', '.join(named)}.")
+    guesses = PRODUCT_COLUMNS | (system.columns if system else {})
+    if system:
+        guesses = {column: guesses.get(column, ()) for column in guesses if column not in ("image", "images")} | {
+            "image": (), "images": ()
+        }  # fmt: skip
+    mapping = table.mapping("products", guesses, ("product_id", "title"), options.columns)
+    stated = [mapping[column] for column in ("image", "images") if column in mapping]
+    images = stated
+    if system and not stated:
+        images = [c for pattern in system.images for c in named if re.fullmatch(pattern, plain(c))]
+    return Reading(system, mapping, images, named)
+
+
+def _label_columns(table: Table, reading: Reading, options: ImportOptions) -> tuple[list[str], set[str]]:
+    """Columns that may become attributes, and which of them must."""
+    wanted = {*options.label_columns}
+    asked = {*options.hide_columns, *options.query_columns}
+    wanted |= {column for column in asked if column in table.columns}
+    if reading.mapping.get("category"):
+        wanted.add(reading.mapping["category"])
+    taken = {reading.mapping.get(column) for column in ("product_id", "title")} | {*reading.images}
+    if options.label_columns:
+        candidates = wanted
+    elif reading.system:  # its many technical columns are nobody's wish
+        candidates = {c for c in table.columns if labels.role(c, None) != "other"} | {reading.mapping.get("brand")}
+        candidates = {c for c in candidates if c and not re.search(r"option\d|attribute ?\d|description|seo", c, re.I)}
+        candidates = (candidates | wanted) - taken
+    else:
+        candidates = set(table.columns) - taken - {""}
+    return [column for column in table.columns if column in candidates], wanted
+
+
+class _Collector:
+    """Takes good rows one by one and joins those of one product."""
+
+    def __init__(
+        self, rows: ProductRows, reading: Reading, columns: tuple[list[str], set[str]], options: ImportOptions
+    ) -> None:
+        self.rows, self.reading, self.options = rows, reading, options
+        (self.columns, self.wanted), self.texts = columns, options.text_columns
+        self.distinct: dict[str, dict[str, str]] = {column: {} for column in self.columns}
+        self.rows.labels = {column: [] for column in self.columns}
+        self.stated: list[dict[str, str]] = []
+        self.at: dict[str, int] = {}  # id, or another name of a product -> its place
+        self.places: list[list[float]] = []
+        self.waiting: list[tuple[int, Item, dict[str, str]]] = []  # variants whose parent may stand further below
+        self.parents: dict[str, str] = {}
+        self.marked_up = 0
+        self.image_like: Counter[str] = Counter()
+
+    def add(self, number: int, values: dict[str, str], quarantine: Quarantine) -> None:
+        item = self.reading.item(values)
+        self._look_for_images(number, values)
+        self.parents |= dict.fromkeys(item.children, item.key)
+        if item.parent:
+            self.waiting.append((number, item, values))
+        elif not item.key.strip():
+            quarantine.add("products", number, "has no id")
+        else:
+            self._put(number, item, values, quarantine)
+
+    def _put(self, number: int, item: Item, values: dict[str, str], quarantine: Quarantine) -> None:
+        at = self.at.get(item.key)
+        title = self._title(item, values)
+        if at is None:
+            self.at[item.key] = len(self.rows.ids)
+            if item.alias:
+                self.at.setdefault(item.alias, len(self.rows.ids))
+            self.rows.numbers.append(number)
+            self.rows.ids.append(item.key)
+            self.rows.titles.append(title)
+            self.rows.images.append([cell for cell in item.images if cell.strip()])
+            self.places.append([item.place] * len(self.rows.images[-1]))
+            self.stated.append(item.stated)
+            self._label(values, item)
+        elif self._continues(at, item, title):
+            self._join(at, item, values, title)
+        else:
+            quarantine.add(
+                "products", number, "repeats an id", f"row {self.rows.numbers[at]} is kept", product_id=item.key
+            )
+
+    def _continues(self, at: int, item: Item, title: str) -> bool:
+        """Whether a further row with the same id tells more of the product: always in a system's export, else if it has
+        another photograph and no other title."""
+        known = self.rows.images[at]
+        new = any(cell.strip() and cell not in known for cell in item.images)
+        return self.reading.system is not None or (new and title.strip() in ("", self.rows.titles[at].strip()))
+
+    def _join(self, at: int, item: Item, values: dict[str, str], title: str) -> None:
+        self.rows.merged += 1
+        self.rows.titles[at] = self.rows.titles[at] or title
+        new = [cell for cell in item.images if cell.strip() and cell not in self.rows.images[at]]
+        self.rows.images[at] += new
+        self.places[at] += [item.place] * len(new)
+        for name, value in item.stated.items():  # a product in several colours states none
+            self.stated[at][name] = value if self.stated[at].get(name, value) == value else ""
+        for column, of_column in self.rows.labels.items():
+            of_column[at] = of_column[at] or self._value(column, values, item)
+
+    def _title(self, item: Item, values: dict[str, str]) -> str:
+        title = text_of(item.title)
+        self.marked_up += title != item.title
+        if not self.texts:
+            return title
+        words, room = [title] if title else [], self.options.text_words
+        self.rows.words["title"] += len(title.split())
+        for column in self.texts:
+            more = text_of(values[column]).split()[:room]
+            room -= len(more)
+            self.rows.words[column] += len(more)
+            words += more
+        return " ".join(words)
+
+    def _value(self, column: str, values: dict[str, str], item: Item) -> str:
+        value = values[column]
+        if column == self.reading.mapping.get("category"):
+            value = item.category if self.reading.system else leaf(value) if " > " in value else value
+        return self.distinct[column].setdefault(value, value)
+
+    def _label(self, values: dict[str, str], item: Item) -> None:
+        for column in list(self.rows.labels):
+            self.rows.labels[column].append(self._value(column, values, item))
+            if len(self.distinct[column]) > 5 * MOST_VALUES and column not in self.wanted:
+                del self.rows.labels[column]  # text, prices, addresses: no labels, so no need to hold them
+
+    def _look_for_images(self, number: int, values: dict[str, str]) -> None:
+        """Columns that hold names of images and are read by nobody, by the first thousand rows."""
+        if number <= 1000:
+            for column, value in values.items():
+                if column not in self.reading.images and len(value) < 2000 and IMAGE_NAME.search(value):
+                    self.image_like[column] += 1
+
+    def close(self, quarantine: Quarantine) -> None:
+        """Variants go to their parents; what became of columns is settled."""
+        rows = self.rows
+        for number, item, values in self.waiting:
+            at = self.at.get(item.parent)
+            if at is not None:
+                self._join(at, item, values, "")
+            elif item.key.strip():
+                self._put(number, item, values, quarantine)
+            else:
+                quarantine.add("products", number, "has no id")
+        if self.parents:
+            self._to_parents()
+        for at, places in enumerate(self.places):
+            if any(places):
+                order = sorted(range(len(places)), key=lambda one: (places[one] or 1e9, one))
+                rows.images[at] = [rows.images[at][one] for one in order]
+        for column in set(rows.labels) - self.wanted:
+            found = [value for value in set(rows.labels[column]) if value]
+            if not 2 <= len(found) <= min(MOST_VALUES, max(2, len(rows.ids) // 3)) or max(map(len, found)) > 60:
+                del rows.labels[column]
+        self._keep_stated()
+        if self.marked_up:
+            rows.notices.append(
+                f"{self.marked_up:,} titles were HTML or held its entities; they were turned into text."
+            )
+        if brand := self.reading.mapping.get("brand"):
+            rows.labels = {("brand" if name == brand else name): of for name, of in rows.labels.items()}
+        for column, count in self.image_like.items():
+            if count > 3:
+                rows.notices.append(
+                    f"The column {column!r} holds names of images and was not read; `--map products.image={column}` reads it."
+                )
+
+    def _to_parents(self) -> None:
+        """Magento: the variants that a product lists are rows of their own; they become part of it."""
+        rows, gone = self.rows, np.ones(len(self.rows.ids), dtype=bool)
+        for child, parent in self.parents.items():
+            at, above = self.at.get(child), self.at.get(parent)
+            if at is not None and above is not None and at != above:
+                gone[at] = False
+                rows.merged += 1
+                new = [cell for cell in rows.images[at] if cell not in rows.images[above]]
+                rows.images[above] += new
+                self.places[above] += [0.0] * len(new)
+                for name, value in self.stated[at].items():
+                    self.stated[above][name] = value if self.stated[above].get(name, value) == value else ""
+        kept = rows.take(gone)
+        self.places = list(itertools.compress(self.places, gone))
+        self.stated = list(itertools.compress(self.stated, gone))
+        rows.numbers, rows.ids, rows.titles = kept.numbers, kept.ids, kept.titles
+        rows.images, rows.labels = kept.images, kept.labels
+
+    def _keep_stated(self) -> None:
+        """Attributes that rows state by name and value become columns, as those with few values do."""
+        for name in dict.fromkeys(name for stated in self.stated for name in stated):
+            values = [stated.get(name, "") for stated in self.stated]
+            if name not in self.rows.labels and 2 <= len(set(values) - {""}) <= MOST_VALUES:
+                self.rows.labels[name] = values
+
+
+def image_cells(places: Places, rows: ProductRows, most: int) -> tuple[list[str], np.ndarray, dict[str, int]]:
     """What each photograph is called in the table: the cells, the product row of each, int64 (cells,), and how many were
-    beyond `most` of their product. A product without any has one empty cell.
+    named in all and how many were beyond `most` of their product. A product without any has one empty cell.
 
-    The column `image` names one file, `images` further ones, as a JSON list or between `|`; what names a folder there
-    stands for its files in the order of their names. Where the table has neither column, it is the file (or the folder
-    of files) under images/ that bears the product's id.
+    What names a folder stands for its files in the order of their names. Where no cell of the table names anything, a product's
+    is the file (or the folder of files) under images/ that bears its id.
     """
-    base = Path(os.path.realpath(folder))
-    by_id: dict[str, str] = {}
-    if not {"image", "images"} & set(rows.mapping) and (folder / "images").is_dir():
-        paths = sorted((folder / "images").iterdir())
-        by_id = {path.name if path.is_dir() else path.stem: f"images/{path.name}" for path in paths}
-    cells, counts, too_many = [], [], 0
-    for key, first, further in zip(rows.ids, rows.images, rows.further, strict=True):
-        own = [first] if first.strip() else []
-        if further.strip():
-            own += [file for cell in _listed(further) for file in listing(base, cell)]
-        if key in by_id:
-            own += listing(base, by_id[key])
-        own = list(dict.fromkeys(own)) or [""]
+    by_id = {} if any(map(any, rows.images)) else places.by_id()
+    cells, counts, named, too_many = [], [], 0, 0
+    for key, images in zip(rows.ids, rows.images, strict=True):
+        own = [file for cell in images for name in names_in(cell, places.exists) for file in places.listing(name)]
+        if not own and (bears := by_id.get(key) or by_id.get(fold(key))):
+            own = places.listing(bears)
+        own = list(dict.fromkeys(own))
+        named += len(own)
         if len(own) > most:
             too_many += len(own) - most
             own = [own[place] for place in np.linspace(0, len(own) - 1, most).round().astype(int)]
-        cells += own
-        counts.append(len(own))
-    return cells, np.repeat(np.arange(len(counts)), counts), too_many
+        cells += own or [""]
+        counts.append(len(own) or 1)
+    return cells, np.repeat(np.arange(len(counts)), counts), {"named": named, "beyond": too_many}
 
 
-def _listed(cell: str) -> list[str]:
-    """The paths in a cell of the column `images`."""
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(cell)
-        if isinstance(found, list):
-            return [str(path) for path in found]
-    return [path.strip() for path in cell.split("|")]
+def addresses(cells: list[str]) -> list[str]:
+    return [cell for cell in cells if is_address(cell)]
 
 
 def split_attributes(rows: ProductRows, options: ImportOptions) -> tuple[pd.DataFrame, np.ndarray, list[str]]:

@@ -1,0 +1,381 @@
+"""Table files as rows of text: CSV, TSV, Excel, Parquet, JSON Lines, XML feeds; what is broken is named, never guessed or lost.
+
+Knows encodings, quotes and column names, nothing about products.
+"""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import contextlib
+import csv
+import datetime
+import itertools
+import json
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import charset_normalizer
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from openpyxl.utils.exceptions import InvalidFileException
+
+from makelib.data.sources.files.rows import Row
+from makelib.runtime import UserError
+
+#: longest CSV field in characters, so that a quote left open cannot swallow a file of any size
+LONGEST_FIELD = 1_000_000
+#: elements that are a row each in the feeds of shops: RSS, Atom, and plain lists
+FEED_ROWS = ("item", "entry", "product", "offer")
+
+
+class Table:
+    """A table file: `columns`, `rows()`, and `embedded`, the Parquet columns that hold no text (images, lists).
+
+    A row with bytes that are not valid in `encoding`, with NULs, or with another number of cells than the header is
+    broken as a whole. A quote left open costs its own line only: the lines it took along are read again.
+    Raises `UserError` for an unknown encoding, an empty file, a header that cannot be read or names a column twice.
+    """
+
+    def __init__(self, path: Path, encoding: str = "utf-8") -> None:
+        self.path = path
+        self.embedded: set[str] = set()
+        #: what was guessed about the file, a line each
+        self.notices: list[str] = []
+        self._badly = 0
+        try:
+            self.encoding = {"utf-8": "utf-8-sig"}.get(name := codecs.lookup(encoding).name, name)
+        except LookupError:
+            raise UserError(f"There is no encoding {encoding!r}; try utf-8, latin-1, gb18030 or shift_jis.") from None
+        kind = path.suffix[1:].casefold()
+        self._read = {"csv": self._csv, "tsv": self._csv, "txt": self._csv, "jsonl": self._jsonl, "xlsx": self._xlsx,
+                      "parquet": self._parquet, "xml": self._xml}[kind]  # fmt: skip
+        if kind not in ("parquet", "xlsx", "xml"):
+            with open(path, "rb") as file:
+                if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    self.encoding = "utf-16"
+                    self.notices.append(f"{path.name} is UTF-16, as its first bytes say.")
+        self.columns: list[str] = getattr(self, f"{self._read.__name__}_columns")()
+        if twice := [name for name, count in Counter(filter(None, self.columns)).items() if count > 1]:
+            raise UserError(f"{path}: the column {twice[0]!r} stands twice in the header; rename one.")
+
+    def rows(self) -> Iterator[Row]:
+        unnamed = Counter()
+        for number, (values, reason, detail) in enumerate(self._read(), start=1):
+            if values is not None:
+                if beyond := values.pop("", None):
+                    unnamed[""] += 1
+                text = "".join(values.values())
+                if "\0" in text or (beyond and "\0" in beyond):
+                    values, reason = None, "holds a NUL byte"
+                elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                    self._badly += 1
+                    values, reason = None, f"is not valid {self.encoding.removesuffix('-sig')} text"
+            yield Row(number, values, reason, detail)
+        if unnamed[""]:
+            self.notices.append(
+                f"{self.path.name}: {unnamed['']:,} rows have text in a column without a name; not read."
+            )
+        if self._badly and (other := self.proposed()):
+            self.notices.append(f"{self.path.name} reads best as {other}: run again with `--encoding {other}`.")
+
+    def proposed(self) -> str | None:
+        """The encoding that fits the file's lines beyond ASCII best, where it is another one."""
+        sample, size = [], 0
+        with open(self.path, "rb") as file:
+            for line in itertools.islice(file, 200_000):
+                if not line.isascii():
+                    sample.append(line)
+                    size += len(line)
+                if size > 2**16:
+                    break
+        raw = b"".join(sample)
+        best = charset_normalizer.from_bytes(raw).best()
+        if best is None or codecs.lookup(best.encoding) == codecs.lookup(self.encoding.removesuffix("-sig")):
+            return None
+        common = raw.decode("cp1252", "replace") == str(best)  # of those that read the same, the one people know
+        return "cp1252" if common else best.encoding
+
+    def mapping(
+        self, table: str, guesses: Mapping[str, tuple[str, ...]], required: tuple[str, ...], stated: Mapping[str, str]
+    ) -> dict[str, str]:
+        """makelib's column -> this file's: as `stated` (`column`, or `table.column` where tables differ), else by `guesses`,
+        the names it usually has (best first).
+
+        Raises `UserError` with the columns found when a `required` or a stated one is missing.
+        """
+        own = {column: stated[f"{table}.{column}"] for column in guesses if f"{table}.{column}" in stated}
+        for column, name in own.items():
+            if name not in self.columns:
+                raise UserError(f"{self.path} has no column {name!r} ({column}); it has {', '.join(self._named)}.")
+        own = {column: stated[column] for column in guesses if stated.get(column) in self.columns} | own
+        plain_names = {plain(column): column for column in reversed(self._named)}
+        found: dict[str, str] = {}
+        for column, names in guesses.items():
+            usual = (plain_names[name] for name in names if name in plain_names)
+            free = (name for name in usual if name not in own.values() and name not in found.values())
+            guess = own.get(column) or next(free, None)
+            if guess is not None and guess not in found.values():
+                found[column] = guess
+        if missing := [column for column in required if column not in found]:
+            raise UserError(
+                f"{self.path} lacks {' and '.join(missing)}; it has the columns {', '.join(self._named)}. Say "
+                f"which is which in catalogue.yaml (`columns: {{{table}.{missing[0]}: <your column>}}`) or by "
+                f"--map {table}.{missing[0]}=<your column>."
+            )
+        return found
+
+    @property
+    def _named(self) -> list[str]:
+        return [column for column in self.columns if column]
+
+    # Each reader yields (values or None, reason, detail).
+
+    def _lines(self) -> Iterator[str]:
+        with open(self.path, encoding=self.encoding, errors="surrogateescape", newline="") as file:
+            yield from file
+
+    def _csv_columns(self) -> list[str]:
+        with contextlib.closing(self._lines()) as lines:
+            self._before = 0  # lines above the header
+            for header in lines:
+                stated = re.fullmatch(r"\s*\"?sep=(.)\"?\s*", header)  # Excel's own first line
+                if header.strip(' ,;|\t\r\n"') and not stated:
+                    break
+                self._before += 1
+            else:
+                raise UserError(f"{self.path} is empty; its first line must name the columns.")
+        if self._before:
+            self.notices.append(f"{self.path.name}: the header is line {self._before + 1}; what stands above is empty.")
+        if any("\ud800" <= character <= "\udfff" for character in header):
+            better = self.proposed()
+            hint = f"; it reads best as {better}: --encoding {better}" if better else ""
+            raise UserError(
+                f"{self.path}: the header is not {self.encoding} text{hint}; say `encoding:` in catalogue.yaml."
+            )
+        bare = re.sub(r'"[^"]*"', "", header)
+        self._delimiter = max(",;\t|", key=bare.count)
+        if self._delimiter != ("\t" if self.path.suffix.casefold() == ".tsv" else ","):
+            name = {"\t": "tabs", ";": "semicolons", "|": "strokes", ",": "commas"}[self._delimiter]
+            self.notices.append(f"{self.path.name}: {name} part the cells, as the header suggests.")
+        columns = [name.strip() for name in next(csv.reader([header], delimiter=self._delimiter))]
+        first = dict.fromkeys(columns)
+        if "additional_image_link" in first:  # a feed repeats it, a photograph each
+            for at, name in enumerate(columns):
+                if name == "additional_image_link" and columns.index(name) != at:
+                    columns[at] = f"{name} {at}"
+        return columns
+
+    def _csv(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
+        lines = _Rewindable(self._lines())
+        for _ in range(self._before + 1):
+            next(lines)
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
+        width = len(self.columns)
+        while True:
+            lines.seen.clear()
+            try:
+                with field_limit(LONGEST_FIELD):
+                    cells = next(reader, None)
+            except csv.Error as error:
+                lines.rewind(keep=1)
+                reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
+                yield None, "is not valid CSV", str(error)
+                continue
+            if cells is None:
+                return
+            if cells and len(cells) != width:
+                yield None, "has a wrong number of cells", f"{len(cells)}, the header {width}"
+            elif cells:  # an empty line is no row
+                yield self._together(cells), "", ""
+
+    def _together(self, cells: list[str]) -> dict[str, str]:
+        """Cells by column; those of columns without a name under "", if they hold anything."""
+        if "" not in self.columns:
+            return dict(zip(self.columns, cells, strict=True))
+        values = {name: cell for name, cell in zip(self.columns, cells, strict=True) if name}
+        beyond = "".join(cell.strip() for name, cell in zip(self.columns, cells, strict=True) if not name)
+        return values | ({"": beyond} if beyond else {})
+
+    def _sheet(self) -> Iterator[list[str]]:
+        try:
+            book = openpyxl.load_workbook(self.path, read_only=True, data_only=True)
+        except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError, OSError) as error:
+            raise UserError(f"Cannot read {self.path}: {error}. Save it as .xlsx or .csv.") from None
+        with contextlib.closing(book):
+            sheet = book.worksheets[0]
+            self._sheets = [sheet.title for sheet in book.worksheets]
+            sheet.reset_dimensions()
+            for cells in sheet.iter_rows(values_only=True):
+                yield [_text(cell) for cell in cells]
+
+    def _xlsx_columns(self) -> list[str]:
+        self._before = 0
+        with contextlib.closing(self._sheet()) as rows:
+            for cells in rows:
+                if any(map(str.strip, cells)):
+                    break
+                self._before += 1
+            else:
+                raise UserError(f"{self.path} is empty; its first line must name the columns.")
+        if len(self._sheets) > 1:
+            self.notices.append(
+                f"{self.path.name}: only its first sheet {self._sheets[0]!r} of {len(self._sheets)} is read."
+            )
+        return [name.strip() for name in cells]
+
+    def _xlsx(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
+        width = len(self.columns)
+        for cells in itertools.islice(self._sheet(), self._before + 1, None):
+            if any(cells):
+                surplus = "".join(cells[width:]).strip()
+                values = self._together([*cells[:width], *[""] * (width - len(cells))])
+                yield (values | {"": surplus} if surplus else values), "", ""
+
+    def _items(self) -> Iterator[dict[str, str]]:
+        """The rows of an XML feed: elements by name, those that stand several times as a JSON list."""
+        with open(self.path, "rb") as file:
+            if b"<!ENTITY" in file.read(2**20):
+                raise UserError(f"{self.path} defines entities of its own, which no feed needs; it is not read.")
+        try:
+            root = None
+            for event, item in ElementTree.iterparse(self.path, ("start", "end")):
+                root = item if root is None else root
+                if event == "end" and _local(item.tag) in FEED_ROWS and len(item):
+                    found: dict[str, list[str]] = {}
+                    for child in item:
+                        text = " ".join("".join(child.itertext()).split()) or child.get("href", "")
+                        found.setdefault(_local(child.tag), []).append(text)
+                    yield {
+                        key: texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
+                        for key, texts in found.items()
+                    }
+                    root.clear()
+        except ElementTree.ParseError as error:
+            raise UserError(f"Cannot read {self.path}: it is not whole XML ({error}).") from None
+
+    def _xml_columns(self) -> list[str]:
+        columns = list(dict.fromkeys(key for item in self._items() for key in item))
+        if not columns:
+            raise UserError(f"{self.path} holds none of the elements {', '.join(FEED_ROWS)}, a product each.")
+        return columns
+
+    def _xml(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
+        for item in self._items():
+            yield {key: item.get(key, "") for key in self.columns}, "", ""
+
+    def _objects(self) -> Iterator[dict[str, Any] | None]:
+        with open(self.path, encoding=self.encoding, errors="surrogateescape", newline="\n") as file:
+            for line in file:
+                if line.strip():
+                    try:
+                        item = json.loads(line)
+                    except (ValueError, RecursionError):
+                        item = None
+                    yield item if isinstance(item, dict) else None
+
+    def _jsonl_columns(self) -> list[str]:
+        columns = list(dict.fromkeys(key for item in self._objects() for key in item or ()))
+        if not columns:
+            raise UserError(f"{self.path} holds no JSON object; each line must be one.")
+        return columns
+
+    def _jsonl(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
+        for item in self._objects():
+            if item is None:
+                yield None, "is not a JSON object", ""
+            else:
+                yield {key: _text(item.get(key)) for key in self.columns}, "", ""
+
+    def _open_parquet(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"Cannot read {self.path}: {str(error).splitlines()[0]}") from None
+
+    def _parquet_columns(self) -> list[str]:
+        with self._open_parquet() as file:
+            for item in file.schema_arrow:
+                inner = getattr(item.type, "value_type", item.type)  # lists, of any width of offset, are read as JSON
+                if (
+                    pa.types.is_nested(inner)
+                    or pa.types.is_binary(inner)
+                    or pa.types.is_large_binary(inner)
+                    or pa.types.is_binary_view(inner)
+                ):
+                    self.embedded.add(item.name)
+            return [name for name in file.schema_arrow.names if name not in self.embedded]
+
+    def _parquet(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
+        with self._open_parquet() as file:
+            for batch in file.iter_batches(batch_size=1000, columns=self.columns):
+                columns = {name: _cells(batch.column(name)) for name in self.columns}
+                for cells in zip(*columns.values(), strict=True):
+                    yield dict(zip(columns, cells, strict=True)), "", ""
+
+
+class _Rewindable:
+    """Lines that can be read again: `seen` holds those since it was last cleared."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self._again = lines, collections.deque()
+        self.seen: list[str] = []
+
+    def __iter__(self) -> _Rewindable:
+        return self
+
+    def __next__(self) -> str:
+        self.seen.append(self._again.popleft() if self._again else next(self._lines))
+        return self.seen[-1]
+
+    def rewind(self, keep: int) -> None:
+        self._again.extendleft(reversed(self.seen[keep:]))
+
+
+@contextlib.contextmanager
+def field_limit(limit: int) -> Iterator[None]:
+    """The csv module's limit is one for the process: set it and put it back."""
+    before = csv.field_size_limit(limit)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _cells(column: pa.Array) -> list[str]:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        # Arrow does not check UTF-8: decode here, so that bad bytes cost a row and not the file
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return ["" if cell is None else cell.decode("utf-8", "surrogateescape") for cell in raw]
+    return [_text(cell) for cell in column.to_pylist()]
+
+
+def plain(column: str) -> str:
+    """A column's name without case and punctuation."""
+    return re.sub(r"[\W_]", "", column).casefold()
+
+
+def _local(tag: str) -> str:
+    return tag.rsplit("}", 1)[-1]
+
+
+def _text(cell: Any) -> str:
+    """A JSON, Parquet or Excel value as text: nothing for null and NaN, whole numbers without a point."""
+    if isinstance(cell, datetime.datetime | datetime.date):
+        return cell.isoformat()
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, bool | dict | list) else str(cell)
