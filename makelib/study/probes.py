@@ -11,7 +11,8 @@ import pandas as pd
 from scipy import stats
 
 from makelib.data.catalog import Catalog
-from makelib.data.sources.bazaar.world import corrupt, stuff
+from makelib.data.sources.bazaar.goods import stuff
+from makelib.data.sources.bazaar.pictures import corrupt
 from makelib.data.text import encode, join
 from makelib.data.text import words as words_of
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich

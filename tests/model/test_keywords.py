@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makelib.data.sources.bazaar import world as bazaar
+from makelib.data.sources.bazaar.goods import EVERYDAY
+from makelib.data.sources.bazaar.words import vocabulary
+from makelib.data.sources.bazaar.world import generate
 from makelib.data.tables import write_catalog
 from makelib.data.text import words
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, _masks, enrich
@@ -221,18 +223,18 @@ def test_settings_choose_the_extractor(tables):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_keywords_of_the_generated_world_are_true_attribute_words(language, segmenter, tmp_path):
     """Salience picks true words over promotion and stuffing, in either language and with either way to cut Chinese."""
-    catalog = bazaar.generate(
+    catalog = generate(
         Bazaar(products=600, queries=400, clicks=9000, image_size=16, language=language), tmp_path / "bazaar"
     )
     tables = WordTables.of(catalog)
-    keywords, words_of = KeywordTable(tables, Keywords(per_title=3)), bazaar.vocabulary(language)
+    keywords, words_of = KeywordTable(tables, Keywords(per_title=3)), vocabulary(language)
     true, chance = [], []
     for row in np.flatnonzero(tables.clicks >= 5):
         attributes = catalog.attributes.iloc[row].dropna()
         said = {
             word
             for key, value in attributes.items()
-            for sold in words_of[key][value][: 1 + (key in bazaar.EVERYDAY)]
+            for sold in words_of[key][value][: 1 + (key in EVERYDAY)]
             for word in words(sold)
         }
         true += [word in said for word, _ in keywords.words(row)]

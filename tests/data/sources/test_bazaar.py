@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
 from makelib.data.catalog import Catalog
+from makelib.data.sources.bazaar import goods, shoppers
 from makelib.data.sources.bazaar import world as bazaar
-from makelib.data.sources.bazaar.pictures import PATTERNS, SILHOUETTES, TYPES
+from makelib.data.sources.bazaar.goods import stuff
+from makelib.data.sources.bazaar.pictures import PATTERNS, SILHOUETTES, TYPES, corrupt, render
+from makelib.data.sources.bazaar.words import vocabulary
 from makelib.runtime import UserError
 from makelib.settings import Bazaar
 
@@ -25,10 +28,10 @@ WORLD = Bazaar(products=2000, queries=1000, clicks=20000)
 SMALL = Bazaar(products=400, queries=150, clicks=2000, seed=3)
 SAID = {
     word: (key, value)
-    for key, table in bazaar.vocabulary().items()
+    for key, table in vocabulary().items()
     for value, words in table.items()
-    for word in words[: 1 + (key in bazaar.EVERYDAY)]
-    if key in bazaar.ATTRIBUTE_KINDS
+    for word in words[: 1 + (key in goods.EVERYDAY)]
+    if key in goods.ATTRIBUTE_KINDS
 }
 
 
@@ -96,7 +99,7 @@ def test_tables(world):
     assert (world.truth["product_id"] == world.products["product_id"]).all()
     assert (world.truth["led"] == world.products["category"].map(world.info["led"])).all()
     for category, values in attributes(world).groupby("category"):
-        known = bazaar.CATEGORIES[category]
+        known = goods.CATEGORIES[category]
         assert set(values["type"]) == set(known.types.split())
         assert set(values["material"]) <= set(known.materials.split())
         assert set(values["capacity"]) <= set(known.capacities.split())
@@ -104,9 +107,9 @@ def test_tables(world):
 
 def test_constraints_are_met_by_some_products_and_lie_within_one_type_or_category(world):
     full = (world.relevance(np.arange(len(world.queries))) == 1).sum(axis=1)
-    assert full.min() >= bazaar.RELEVANT[0]
+    assert full.min() >= shoppers.RELEVANT[0]
     broad = world.queries["constraints"].map(len).to_numpy() == 1
-    assert full[~broad].max() <= bazaar.RELEVANT[1]
+    assert full[~broad].max() <= shoppers.RELEVANT[1]
     category = world.products["category"].to_numpy()[world.relevance(np.arange(len(full))).argmax(axis=1)]
     by_intent = pd.Series(category).map(world.info["led"]).groupby(world.queries["intent"]).first()
     assert (by_intent == "image").mean() == pytest.approx(0.5, abs=0.05)
@@ -122,10 +125,7 @@ def test_queries_are_short_and_distinct_and_say_what_they_mean(world):
     assert lengths.min() == 1
     assert lengths.max() <= 4
     meaning = {
-        word: (key, value)
-        for key, table in bazaar.vocabulary().items()
-        for value, words in table.items()
-        for word in words
+        word: (key, value) for key, table in vocabulary().items() for value, words in table.items() for word in words
     }
     for query, constraints in zip(world.queries["query"], world.queries["constraints"], strict=True):
         said = {meaning[word] for word in query.split()}
@@ -139,12 +139,12 @@ def test_queries_are_short_and_distinct_and_say_what_they_mean(world):
 
 def test_no_intent_and_no_bag_of_words_crosses_splits(world):
     assert (world.queries.groupby("intent")["split"].nunique() == 1).all()
-    filler = {words[0] for words in bazaar.vocabulary()["filler"].values()}
+    filler = {words[0] for words in vocabulary()["filler"].values()}
     bags = world.queries["query"].map(lambda query: frozenset(query.split()) - filler)
     assert (world.queries.groupby(bags)["intent"].nunique() == 1).all()
     intents = world.queries.drop_duplicates("intent")
     brief = intents["constraints"].map(len) == 1
-    for part, shares in ((intents[~brief], bazaar.SPLIT), (intents[brief], bazaar.SPLIT_BRIEF)):
+    for part, shares in ((intents[~brief], shoppers.SPLIT), (intents[brief], shoppers.SPLIT_BRIEF)):
         for split, share in shares.items():
             assert (part["split"] == split).mean() == pytest.approx(share, abs=1 / len(part) + 0.005)
 
@@ -152,7 +152,7 @@ def test_no_intent_and_no_bag_of_words_crosses_splits(world):
 def test_every_kind_of_goods_is_asked_for_on_its_own_and_often_enough_to_judge(tmp_path):
     quick = bazaar.generate(Bazaar(image_size=16), tmp_path / "quick")
     alone = {next(iter(constraints.items())) for constraints in quick.queries["constraints"] if len(constraints) == 1}
-    assert alone == {(key, name) for key in bazaar.EVERYDAY for name in bazaar.NAMES[key]}
+    assert alone == {(key, name) for key in goods.EVERYDAY for name in goods.NAMES[key]}
     brief = quick.queries["query"].str.split().str.len() == 1
     assert quick.queries["split"][brief].value_counts().to_dict() == quick.info["measured"]["one_word_queries"]
     assert quick.info["measured"]["one_word_queries"]["test"] >= 60
@@ -161,9 +161,9 @@ def test_every_kind_of_goods_is_asked_for_on_its_own_and_often_enough_to_judge(t
 
 def test_everyday_words_are_typed_and_some_sellers_write_them(world):
     titles, queries = world.products["title"].str.split(), world.queries["query"].str.split()
-    for key in bazaar.EVERYDAY:
-        seller, everyday = ({words[which] for words in bazaar.vocabulary()[key].values()} for which in (0, 1))
-        for texts, share in ((titles, bazaar.EVERYDAY_SOLD), (queries, bazaar.EVERYDAY_TYPED)):
+    for key in goods.EVERYDAY:
+        seller, everyday = ({words[which] for words in vocabulary()[key].values()} for which in (0, 1))
+        for texts, share in ((titles, goods.EVERYDAY_SOLD), (queries, shoppers.EVERYDAY_TYPED)):
             plain, common = (
                 texts.map(lambda text, words=words: bool(words & set(text))).sum() for words in (seller, everyday)
             )
@@ -187,7 +187,7 @@ def test_cold_products_have_no_training_clicks_but_others_may_click_them(world):
     _, validation = world.clicks("validation")
     _, test = world.clicks("test")
     assert (~world.seen)[np.concatenate([validation, test])].mean() > 0.5 * WORLD.cold
-    for split in bazaar.SPLIT:
+    for split in shoppers.SPLIT:
         queries, _ = world.clicks(split)
         assert set(queries) == set(world.query_rows(split))
 
@@ -195,24 +195,24 @@ def test_cold_products_have_no_training_clicks_but_others_may_click_them(world):
 def test_synonyms_other_than_everyday_words_stand_in_no_title(world, tmp_path):
     chinese = bazaar.generate(dataclasses.replace(WORLD, language="zh", image_size=16), tmp_path / "zh")
     english = {word for title in world.products["title"] for word in title.split()}
-    for key in bazaar.ATTRIBUTE_KINDS:
-        sold = 1 + (key in bazaar.EVERYDAY)
-        for value, words in bazaar.vocabulary()[key].items():
+    for key in goods.ATTRIBUTE_KINDS:
+        sold = 1 + (key in goods.EVERYDAY)
+        for value, words in vocabulary()[key].items():
             assert not english & set(words[sold:]), value
-        for value, words in bazaar.vocabulary("zh")[key].items():
+        for value, words in vocabulary("zh")[key].items():
             for synonym in words[sold:]:
                 assert not chinese.products["title"].str.contains(synonym, regex=False).any(), (value, synonym)
 
 
 def test_vocabulary_is_unambiguous_in_both_languages():
-    english, chinese = bazaar.vocabulary("en"), bazaar.vocabulary("zh")
+    english, chinese = vocabulary("en"), vocabulary("zh")
     for words in (english, chinese):
         flat = [word for table in words.values() for all_words in table.values() for word in all_words]
         assert len(flat) == len(set(flat))
         assert all(word and "|" not in word for word in flat)
-    for key in bazaar.ATTRIBUTE_KINDS:
+    for key in goods.ATTRIBUTE_KINDS:
         for value in english[key]:
-            sold = 1 + (key in bazaar.EVERYDAY)
+            sold = 1 + (key in goods.EVERYDAY)
             assert sold + 1 <= len(english[key][value]) == len(chinese[key][value]) <= sold + 2, value
             assert all(" " not in word for word in english[key][value])
 
@@ -282,14 +282,14 @@ def test_title_truth_equals_what_a_reader_finds(world):
         said, truth = values_said(title), world.truth.iloc[row]
         wrong = len(said - own)
         assert truth["stuffed_words"] == wrong
-        told = [1 / sum(key == other for other, _ in said) for key, value in said & own if key in bazaar.ASKED]
-        assert truth["title_reliability"] == pytest.approx(sum(told) / len(bazaar.ASKED))
+        told = [1 / sum(key == other for other, _ in said) for key, value in said & own if key in goods.ASKED]
+        assert truth["title_reliability"] == pytest.approx(sum(told) / len(goods.ASKED))
         assert truth["title_kind"] == ("missing" if not title else "stuffed" if wrong else "clean")
 
 
 def test_image_truth(world):
     by_kind = world.truth.groupby("image_kind")["image_reliability"]
-    seen = 4 / len(bazaar.ASKED)  # type, colour, pattern, silhouette: no picture tells more
+    seen = 4 / len(goods.ASKED)  # type, colour, pattern, silhouette: no picture tells more
     assert world.truth["image_reliability"].between(0, seen).all()
     assert by_kind.max()[["missing", "placeholder"]].eq(0).all()
     assert by_kind.min()["clean"] >= 0.88 * seen
@@ -303,7 +303,7 @@ def test_title_and_image_are_measured_alike(world):
     truth, stated = world.truth, attributes(world).to_dict("records")
     own = [values_said(title) & set(a.items()) for title, a in zip(world.products["title"], stated, strict=True)]
     like_a_picture = np.array(
-        [{key for key, _ in said if key in bazaar.ASKED} == {"type", *bazaar.VISUAL} for said in own]
+        [{key for key, _ in said if key in goods.ASKED} == {"type", *goods.VISUAL} for said in own]
     )
     clean = (truth["title_kind"] == "clean") & like_a_picture
     assert clean.any()
@@ -330,7 +330,7 @@ def test_extreme_settings_do_what_they_say(tmp_path):
     assert set(catalog.truth["image_kind"]).isdisjoint({"missing"})
     assert catalog.truth["duplicate_of"].isna().all()
     for title, own in zip(catalog.products["title"], attributes(catalog).to_dict("records"), strict=True):
-        assert {(key, own[key]) for key in bazaar.VISUAL} <= values_said(title)
+        assert {(key, own[key]) for key in goods.VISUAL} <= values_said(title)
     for query, constraints in zip(catalog.queries["query"], catalog.queries["constraints"], strict=True):
         assert values_said(query) == set(constraints.items())
     queries, products = catalog.interactions["query"], catalog.interactions["product"]
@@ -390,7 +390,7 @@ def test_each_modality_helps_and_neither_suffices(world):
     pixels, present = world.images(32)
     flat = pixels.reshape(len(pixels), -1).astype(np.float32) / 255 - 0.5
     learn = np.arange(len(world)) % 2 == 0
-    seen_keys = ["type", "category", *bazaar.VISUAL]
+    seen_keys = ["type", "category", *goods.VISUAL]
     targets = pd.get_dummies(table[seen_keys], dtype=float)
     model = KernelRidge(kernel="rbf", gamma=0.004, alpha=0.1).fit(flat[learn & present], targets[learn & present])
     guessed = pd.DataFrame(model.predict(flat[~learn]), columns=targets.columns)
@@ -433,12 +433,12 @@ def test_ten_thousand_products_take_seconds(tmp_path):
 def test_every_visible_attribute_changes_the_picture():
     one = np.zeros(1, np.int64)
     for kind, pattern in itertools.product(range(len(TYPES)), range(len(PATTERNS))):
-        picture = bazaar.render(one + kind, one, one + pattern, one, 32, seed=5).astype(int)
+        picture = render(one + kind, one, one + pattern, one, 32, seed=5).astype(int)
         others = [
-            bazaar.render(one + (kind + 1) % len(TYPES), one, one + pattern, one, 32, seed=5),
-            bazaar.render(one + kind, one + 5, one + pattern, one, 32, seed=5),
-            bazaar.render(one + kind, one, one + (pattern + 1) % len(PATTERNS), one, 32, seed=5),
-            bazaar.render(one + kind, one, one + pattern, one + 1, 32, seed=5),
+            render(one + (kind + 1) % len(TYPES), one, one + pattern, one, 32, seed=5),
+            render(one + kind, one + 5, one + pattern, one, 32, seed=5),
+            render(one + kind, one, one + (pattern + 1) % len(PATTERNS), one, 32, seed=5),
+            render(one + kind, one, one + pattern, one + 1, 32, seed=5),
         ]
         for other in others:
             assert (np.abs(picture - other).max(axis=-1) > 40).mean() > 0.01, (TYPES[kind], PATTERNS[pattern])
@@ -451,8 +451,7 @@ def test_silhouettes_are_what_their_names_say():
     shape = {}
     for name, code in zip(SILHOUETTES, range(len(SILHOUETTES)), strict=True):
         red, blue = (
-            bazaar.render(zero + TYPES.index("tote"), zero + c, zero, zero + code, 64, seed=1).astype(int)
-            for c in (0, 5)
+            render(zero + TYPES.index("tote"), zero + c, zero, zero + code, 64, seed=1).astype(int) for c in (0, 5)
         )
         shape[name] = (np.abs(red - blue).max(axis=-1) > 60).mean(axis=0)  # share of pictures with cloth at each pixel
     width = {name: where.max(axis=0).sum() for name, where in shape.items()}
@@ -465,13 +464,13 @@ def test_silhouettes_are_what_their_names_say():
 
 
 def test_an_article_beside_stays_in_a_corner():
-    goods = np.zeros((8, 4), np.int64)
-    alone = bazaar.render(*goods.T, size=32, seed=2).astype(int)
-    together = bazaar.render(*goods.T, size=32, seed=2, beside=np.tile([20, 5, 0, 0], (8, 1)))
+    drawn = np.zeros((8, 4), np.int64)
+    alone = render(*drawn.T, size=32, seed=2).astype(int)
+    together = render(*drawn.T, size=32, seed=2, beside=np.tile([20, 5, 0, 0], (8, 1)))
     changed = np.abs(alone - together).max(axis=-1) > 20
     assert changed.any(axis=(1, 2)).all()
     assert not changed[:, 13:19, 13:19].any()
-    np.testing.assert_array_equal(alone, bazaar.render(*goods.T, size=32, seed=2, beside=np.full((8, 4), -1)))
+    np.testing.assert_array_equal(alone, render(*drawn.T, size=32, seed=2, beside=np.full((8, 4), -1)))
 
 
 KINDS = ("blur", "watermark", "occlusion", "noise")
@@ -482,19 +481,18 @@ KINDS = ("blur", "watermark", "occlusion", "noise")
 def test_corrupt_keeps_form_and_input(kind, size, strength, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
     before = pixels.copy()
-    spoiled = bazaar.corrupt(pixels, kind, strength, seed)
+    spoiled = corrupt(pixels, kind, strength, seed)
     assert spoiled.shape == pixels.shape
     assert spoiled.dtype == np.uint8
     np.testing.assert_array_equal(pixels, before)
-    np.testing.assert_array_equal(spoiled, bazaar.corrupt(pixels, kind, strength, seed))
+    np.testing.assert_array_equal(spoiled, corrupt(pixels, kind, strength, seed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_strength_is_further_from_the_truth(kind, world):
     pixels = np.asarray(world.images(32)[0][:100])
     far = [
-        np.abs(bazaar.corrupt(pixels, kind, strength, 1).astype(int) - pixels).mean()
-        for strength in (0, 0.25, 0.5, 0.75, 1)
+        np.abs(corrupt(pixels, kind, strength, 1).astype(int) - pixels).mean() for strength in (0, 0.25, 0.5, 0.75, 1)
     ]
     assert far[0] == 0
     assert (np.diff(far) > 0).all()
@@ -512,14 +510,14 @@ def test_more_strength_is_further_from_the_truth(kind, world):
 )
 def test_corrupt_refuses(pixels, kind, strength):
     with pytest.raises(UserError, match="corrupt"):
-        bazaar.corrupt(pixels, kind, strength)
+        corrupt(pixels, kind, strength)
 
 
 @hypothesis_settings(max_examples=30, deadline=None)
 @given(words=st.integers(0, 40), seed=st.integers(0, 99), title=st.sampled_from(["", "red gown norvia", "new mug"]))
 def test_stuff_appends_new_attribute_words(words, seed, title):
-    stuffed = bazaar.stuff(title, words, seed)
-    assert stuffed == bazaar.stuff(title, words, seed)
+    stuffed = stuff(title, words, seed)
+    assert stuffed == stuff(title, words, seed)
     assert stuffed.startswith(title)
     added = stuffed.split()[len(title.split()) :]
     assert len(added) == len(set(added)) == words
@@ -529,10 +527,10 @@ def test_stuff_appends_new_attribute_words(words, seed, title):
 
 def test_stuff_in_chinese_and_its_errors():
     title = "红色晚礼服诺维"
-    stuffed = bazaar.stuff(title, 3, language="zh")
+    stuffed = stuff(title, 3, language="zh")
     assert stuffed.startswith(title)
     assert len(stuffed) >= len(title) + 3
     assert " " not in stuffed
     for wrong in ({"words": -1}, {"words": 10_000}, {"words": 1, "language": "fr"}):
         with pytest.raises(UserError, match="stuff"):
-            bazaar.stuff(title, **wrong)
+            stuff(title, **wrong)

@@ -1,4 +1,4 @@
-"""The words of the generated world `bazaar`, English and Chinese side by side: data only, `bazaar` says who uses which.
+"""The words of the generated world `bazaar`, English and Chinese side by side: data only, `goods` and `shoppers` say who uses which.
 
 Every row reads `value and English word | Chinese word | English synonyms | Chinese synonyms`. Sellers know the first
 two columns only, shoppers all of them; so a synonym stands in no title. Kinds of goods (`category`, `type`) also have an
