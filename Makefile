@@ -26,7 +26,7 @@ help:
 	@echo "                PRESET=smoke|quick|full  CATALOG=bazaar|bazaar-zh|<folder>|hub:<name>  SEEDS=n (0: as the preset says)"
 	@echo "make test       unit tests, then notebooks and browser"
 	@echo "make bench      time each stage on this machine"
-	@echo "make check      lint, format, notebooks without outputs"
+	@echo "make check      lint, format, imports between rooms, types, notebooks without outputs"
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit("makelib needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -54,5 +54,6 @@ bench: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id \
 	  --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" $(NOTEBOOKS))

@@ -20,7 +20,8 @@ TARGETS = ("lab", "reproduce", "explore", "test", "bench", "check", "help")
 
 def requirements() -> list[Requirement]:
     lists = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
-    return [Requirement(text) for group in lists for text in group]
+    found = [Requirement(text) for group in lists for text in group]
+    return [requirement for requirement in found if requirement.name != "makelib"]  # extras that hold extras
 
 
 def constraints() -> dict[str, str]:

@@ -3,6 +3,7 @@
 The catalogue is 240 products of 4 colours (seen only in the image) x 3 types x 4 brands (only in the title): a model must use both.
 """
 
+import dataclasses
 import io
 import json
 
@@ -211,6 +212,26 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(catalog, tmp_
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     assert marks[0] == marks[1] != marks[2]
+
+
+def test_test_queries_are_never_looked_at(catalog, tmp_path):
+    """Other strings, other constraints, no clicks: the weights are the same to the bit."""
+    other = dataclasses.replace(catalog, queries=catalog.queries.copy(), interactions=catalog.interactions)
+    tests = other.query_rows("test")
+    other.queries.loc[tests, "query"] = "something else"
+    other.queries["constraints"] = [
+        {"type": "bag"} if row in tests else asked for row, asked in enumerate(other.queries["constraints"])
+    ]
+    other = dataclasses.replace(
+        other, interactions=other.interactions[~other.interactions["query"].isin(tests)].reset_index(drop=True)
+    )
+    marks = [
+        train(given, tiny(), 0, tmp_path / name, on_step=lambda *_: None).fingerprint()
+        for name, given in (("a", catalog), ("b", other))
+    ]
+    assert len(tests)
+    assert len(other.interactions) < len(catalog.interactions)
+    assert marks[0] == marks[1]
 
 
 @pytest.mark.parametrize("stop", [7, 14])  # in pre-training between checkpoints, and in fine-tuning
