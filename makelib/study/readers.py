@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from makelib.data.catalog import Catalog
+from makelib.data.sources.bazaar.goods import ATTRIBUTE_KINDS, HIDDEN, VISUAL
 from makelib.data.sources.bazaar.words import vocabulary
-from makelib.data.sources.bazaar.world import ATTRIBUTE_KINDS, HIDDEN, VISUAL
 from makelib.study.baselines import ranked
 
 #: how the lines are named: `reader` counts words of titles, `ideal_reader` knows which of them are true, and sees
