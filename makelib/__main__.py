@@ -161,6 +161,14 @@ def ablate(given: Namespace) -> None:
     print(f"{_table(table)}\n\n{table.attrs['legend']}")
 
 
+def tune(given: Namespace) -> None:
+    from makelib.study.experiment import Experiment
+    from makelib.study.tuning import tune as search
+
+    experiment = Experiment.open(_run(given), given.preset, given.catalog, given.seeds, overrides(given.set))
+    print(_table(search(experiment, given.fusions or experiment.settings.ablation.fusions).round(1)))
+
+
 def reproduce(given: Namespace) -> int:
     from makelib.workbook.reports import run
 
@@ -301,6 +309,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--study", default="modal_adaptation", help="or a sweep (default: modal_adaptation); a wrong name lists all"
     )
+    sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
+
+    sub = add(commands, tune, "tune", "search settings on validation queries, as many trials for each rival", several)
+    sub.add_argument("--fusions", nargs="+", metavar="NAME", help="(default: ablation.fusions of the preset)")
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
     sub = add(commands, reproduce, "reproduce", "execute all notebooks and write the report", several)

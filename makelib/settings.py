@@ -211,7 +211,7 @@ class Evaluation:
 class Ablation:
     """Which variants run, see `makelib.study.experiment`."""
 
-    fusions: tuple[str, ...] = ("title", "mean", "global", "joint", "adaptive")
+    fusions: tuple[str, ...] = ("title", "mean", "global", "category", "joint", "adaptive")
     keywords: tuple[str, ...] = ("none", "enrichment", "false_negatives", "both")
     workers: int = 0  #: processes side by side; 0 = one per core
 

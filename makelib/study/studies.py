@@ -51,6 +51,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "keyword_parts": {
         "none": {},
         "enrichment": {"keywords.enrichment": True},
+        "raw": {"keywords.false_negatives": "raw"},
         "without_distillation": {"keywords.enrichment": True, "objectives.distillation": 0.0},
         "distillation_alone": {"keywords.enrichment": True, "objectives.keyword_enhanced": 0.0},
         "detached": {"keywords.enrichment": True, "keywords.detach_product": True},
@@ -82,8 +83,8 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
 #: the lines of `Experiment.untrained`, and `late_fusion` where both modalities alone were trained.
 REFERENCES: dict[str, list[tuple[str, str]]] = {
     "modal_adaptation": [
-        ("adaptive", "joint"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"), ("adaptive", "title"),
-        ("adaptive", "late_fusion"), ("adaptive", "reader"), ("gate", "global"), ("gate", "mean"), ("global", "mean"),
+        ("adaptive", "joint"), ("adaptive", "category"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"), ("adaptive", "title"),
+        ("adaptive", "late_fusion"), ("adaptive", "reader"), ("gate", "global"), ("gate", "category"), ("gate", "mean"), ("global", "mean"),
         ("mean", "title"), ("joint", "title"), ("image", "title"), ("late_fusion", "title"), ("title", "bm25"),
     ],
     "keyword_enhancement": [
@@ -99,7 +100,7 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
         for variant in STUDIES["objectives"] if variant != "full"
     ],
     "keyword_parts": [
-        ("enrichment", "none"), ("without_distillation", "enrichment"), ("distillation_alone", "none"),
+        ("enrichment", "none"), ("raw", "none"), ("without_distillation", "enrichment"), ("distillation_alone", "none"),
         ("detached", "enrichment"), ("one_keyword", "enrichment"), ("both", "none"), ("both_tfidf", "both"),
         ("both_oracle", "both"), ("both_unique_queries", "both"),
     ],
@@ -111,6 +112,7 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
 #: METHOD's planned comparisons, for which p values are adjusted by Holm: study, variant, reference
 PLANNED = (
     ("modal_adaptation", "adaptive", "joint"),
+    ("modal_adaptation", "adaptive", "category"),
     ("modal_adaptation", "adaptive", "global"),
     ("modal_adaptation", "adaptive", "mean"),
     ("make", "full", "adaptive"),
