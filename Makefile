@@ -23,7 +23,7 @@ help:
 	@echo "make lab        JupyterLab with the notebooks"
 	@echo "make explore    the query explorer as a page of its own (Voila)"
 	@echo "make reproduce  run all notebooks, write the report to OUT=$(OUT)"
-	@echo "                PRESET=smoke|quick|full  CATALOG=bazaar|bazaar-zh|<folder>|hub:<name>  SEEDS=n (0: as the preset says)"
+	@echo "                PRESET=smoke|quick|full|pretrained  CATALOG=bazaar|bazaar-zh|<folder>|hub:<name>  SEEDS=n (0: as the preset says)"
 	@echo "make test       unit tests, then notebooks and browser"
 	@echo "make bench      time each stage on this machine"
 	@echo "make check      lint, format, imports between rooms, types, notebooks without outputs"

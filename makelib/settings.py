@@ -109,11 +109,14 @@ class Model:
     text_backbone: str = ""
     #: name of a `timm` model
     image_backbone: str = "test_resnet.r160_in1k"
+    #: start from weights that others trained: of a package (extra `pretrained`), of `local-dir:<folder>`, or from timm's hub
     image_pretrained: bool = False
+    #: the backbone does not learn; what it sees is computed once per catalogue, and a step costs no convolution
+    image_frozen: bool = False
     #: pixels per side that the image encoder sees
     image_size: int = 32
-    #: which level of the backbone's feature maps becomes the patches
-    image_level: int = 3
+    #: which of the backbone's feature maps become the patches, fine to coarse; the last one's cells are the patches
+    image_levels: tuple[int, ...] = (0, 1, 2, 3)
     dropout: float = 0.0
     #: temperature of the gate's softmax (tau_g)
     gate_temperature: float = 1.0
@@ -163,8 +166,12 @@ class Training:
     steps: int = 240
     batch_size: int = 256
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
-    image_warmup: int = 400
+    image_warmup: int = 1600
+    image_warmup_batch: int = 64
+    image_warmup_rate: float = 5e-3
     learning_rate: float = 4e-3
+    #: peak rate of backbones that came with weights (`model.text_backbone`, `model.image_pretrained`)
+    backbone_rate: float = 1e-4
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip: float = 1.0
@@ -298,7 +305,8 @@ def write_yaml(settings: Settings, path: Path) -> None:
 
 
 def preset(name: str) -> Settings:
-    """`smoke` (seconds, for tests), `quick` (minutes, the default) or `full` (hours, all arms, five seeds)."""
+    """`smoke` (seconds, for tests), `quick` (minutes, the default), `full` (hours, all arms, five seeds), or `pretrained`: `quick`
+    with a frozen image tower that others trained on photographs (extra `pretrained`)."""
     quick = Settings()
     presets = {
         "quick": {},
@@ -306,15 +314,19 @@ def preset(name: str) -> Settings:
             "seeds": (0,),
             "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
             "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
-            "training.steps": 60, "training.image_warmup": 40, "training.batch_size": 128, "training.evaluations": 1,
+            "training.steps": 60, "training.image_warmup": 160, "training.batch_size": 128, "training.evaluations": 1,
             "text.vocabulary": 1000,
             "evaluation.validation_queries": 60, "evaluation.test_queries": 150,
+        },
+        "pretrained": {
+            "model.image_backbone": "tf_efficientnet_lite0", "model.image_pretrained": True, "model.image_frozen": True,
+            "model.image_size": 128, "model.image_levels": (1, 2, 3, 4),
         },
         "full": {
             "seeds": (0, 1, 2, 3, 4),
             "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
             "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
-            "model.width": 128, "model.text_layers": 2, "training.image_warmup": 2000, "training.learning_rate": 2e-3,
+            "model.width": 128, "model.text_layers": 2, "training.image_warmup": 8000, "training.learning_rate": 2e-3,
             "training.steps": 4000, "training.evaluations": 10, "training.patience": 4, "training.finetune_steps": 400,
             "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
             "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,

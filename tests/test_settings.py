@@ -6,7 +6,7 @@ from makelib.runtime import UserError
 from makelib.settings import from_dict, preset, read_yaml, to_dict, write_yaml
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "full", "pretrained"])
 def test_presets_survive_yaml(name, tmp_path):
     settings = preset(name)
     write_yaml(settings, tmp_path / "settings.yaml")
@@ -42,7 +42,7 @@ def test_whole_numbers_are_numbers():
 
 
 def test_unknown_preset():
-    with pytest.raises(UserError, match=r"'fast'.*quick, smoke, full"):
+    with pytest.raises(UserError, match=r"'fast'.*quick, smoke, pretrained, full"):
         preset("fast")
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from makelib.data.catalog import Catalog
 from makelib.data.text import encode, train_tokenizer, word_starts
+from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich
 from makelib.model.make import MakeModel, further_of
 from makelib.model.ranks import gather_rows, place, share
@@ -47,10 +48,20 @@ def tokenizer_for(catalog: Catalog, settings: Settings) -> PreTrainedTokenizerBa
 class Batches:
     """Batches of clicked (query, product) pairs, each a pure function of (seed, stage, step): the rows of this process.
 
+    `shown` are the photographs, the first ones and the further ones with their owners, where a frozen tower reads its maps
+    (`makelib.model.frozen.pictures`) and not the catalogue's pixels.
+
     Raises `UserError` where there is nothing to learn from, or where the processes cannot share a batch evenly.
     """
 
-    def __init__(self, catalog: Catalog, tokenizer: PreTrainedTokenizerBase, settings: Settings, seed: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Settings,
+        seed: int,
+        shown: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> None:
         self.catalog, self.settings, self.seed = catalog, settings, seed
         self.tokenizer = copy.deepcopy(
             tokenizer
@@ -75,8 +86,8 @@ class Batches:
         self.query_tokens = encode(tokenizer, self.query_texts, settings.text.query_tokens)
         if settings.objectives.masked_language:
             self.title_words = word_starts(tokenizer, titles, settings.text.title_tokens)
-        self.pixels, _ = catalog.images(settings.model.image_size)
-        self.further = catalog.further_images(settings.model.image_size)
+        size = settings.model.image_size
+        self.pixels, self.further = shown or (catalog.images(size)[0], catalog.further_images(size))
         clicks = np.bincount(self.products, minlength=len(catalog)).astype(np.float32)
         self.log_popularity = np.log((clicks + 1) / (clicks.sum() + len(clicks)))
         pairs, counts = np.unique(np.stack([self.queries, self.products]), axis=1, return_counts=True)
@@ -197,8 +208,12 @@ class Batches:
         draws = random.random((len(rows) + len(owner), 4))
         here = (owner >= mine.start) & (owner < mine.stop)
         pixels = np.concatenate([self.pixels[rows[mine]], self.further[0][places[here]]])
-        if self.settings.training.augment_images:
-            pixels = augment(pixels, np.concatenate([draws[mine], draws[len(rows) :][here]]))
+        draws = np.concatenate([draws[mine], draws[len(rows) :][here]])
+        if pixels.dtype != np.uint8:  # a frozen tower's maps, of the photograph and of its mirror image
+            mirrored = (draws[:, 2] < 0.5) & self.settings.training.augment_images
+            pixels = pixels[np.arange(len(pixels)), mirrored.astype(np.int64)]
+        elif self.settings.training.augment_images:
+            pixels = augment(pixels, draws)
         pixels[: mine.stop - mine.start][~present[mine, 1]] = 0
         return {f"{prefix}pixels": pixels, f"{prefix}owner": owner[here] - mine.start}
 
@@ -225,8 +240,7 @@ class Batches:
 
 def encoded(model: MakeModel, catalog: Catalog) -> np.ndarray:
     """Embeddings of all products, float32 (N, d); each process encodes its share."""
-    rows, size = share(len(catalog)), model.config.image_size
-    (pixels, present), (further, owner) = catalog.images(size), catalog.further_images(size)
+    rows, (pixels, present, (further, owner)) = share(len(catalog)), pictures(catalog, model)
     own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
     titles = catalog.products["title"].iloc[rows].fillna("").tolist()
     more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]

