@@ -1,5 +1,6 @@
 """The house: its door opens quickly, its lower rooms need no notebook package, its plan is drawn as it is, no file is long."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -86,3 +87,51 @@ def test_rooms_list_their_modules():
         said = (package / "__init__.py").read_text(encoding="utf-8")
         inside = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
         assert inside - {"__init__"} == {name for name in re.findall(r"`(\w+)`", said) if name in inside}, room
+
+
+# -- what the documents say --------------------------------------------------------------------------------------------
+
+
+def test_the_picture_of_the_plan_is_current():
+    drawn = python("import runpy; print(runpy.run_path('docs/architecture.py')['draw'](), end='')")
+    assert drawn == (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8"), "run python docs/architecture.py"
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions and classes of a file, methods as `Class.method`."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            found |= {node.name, *(f"{node.name}.{method.name}" for method in methods)}
+    return found
+
+
+def test_the_walk_through_the_house_names_what_exists():
+    walk = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(makelib/[\w/]+\.py)`\s`([\w.]+)`", walk)
+    assert len(named) == len(re.findall(r"makelib/[\w/]+\.py", walk)) > 15
+    assert [(file, name) for file, name in named if name not in definitions(ROOT / file)] == []
+
+
+@pytest.mark.parametrize("name", ["docs/method.md", "docs/architecture.md", "docs/catalogues.md", "docs/findings.md", "CONTRIBUTING.md", "README.md"])  # fmt: skip
+def test_documents_link_and_name_files_that_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    linked = {target.split("#")[0] for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)}
+    assert [target for target in linked - {""} if not ((ROOT / name).parent / target).exists()] == []
+    files = re.findall(r"`((?:makelib|tests|notebooks|docs)/[\w/]+\.\w+)`", text)
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_the_method_page_names_every_planned_comparison_and_every_rule():
+    from makelib.settings import FUSIONS
+    from makelib.study.studies import PLANNED
+
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    assert [pair for pair in PLANNED if "| `{}` | `{}` − `{}` |".format(*pair) not in page] == []
+    assert [fusion for fusion in FUSIONS if f"`{fusion}`" not in page] == []
+
+
+def test_nobody_cites_a_page_that_is_not_here():
+    listed = subprocess.run(["git", "grep", "-lw", "METHOD", "--", "makelib", "docs", "notebooks"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert listed.stdout == ""

@@ -148,7 +148,7 @@ class Masks:
 
 
 class FalseNegatives:
-    """Decides which products of a batch may serve as negatives of which queries (METHOD: rules R0 to R2, ours).
+    """Decides which products of a batch may serve as negatives of which queries (docs/method.md: rules R0 to R2, ours).
 
     - R0: the same product, or a duplicate listing of it, is no negative.
     - R1: a product that the query was clicked on in training, or the clicked product of the same query string, is no negative.

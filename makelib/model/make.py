@@ -469,7 +469,7 @@ class _evaluating:
 def _hard_negatives(logits: Tensor, negatives: Tensor, draws: Tensor) -> Tensor:
     """For each row one column sampled in proportion to exp(logits) among its negatives, int64 (b,).
 
-    A row without any negative takes the next one's product, so that shapes stay; `negatives` keeps false ones out [METHOD: a trap].
+    A row without any negative takes the next one's product, so that shapes stay; `negatives` keeps false ones out (docs/method.md: a trap).
     Args: logits (b, B) and negatives bool (b, B), rows of this process; draws (b,), uniform in [0, 1).
     """
     b, B = logits.shape

@@ -308,7 +308,7 @@ class Experiment:
         return min(max(*self.settings.evaluation.cutoffs, 10), len(self.catalog))
 
     def adjust(self) -> list[dict[str, Any]]:
-        """All result rows of the run, with the p values of METHOD's planned comparisons adjusted together (Holm); those that
+        """All result rows of the run, with the p values of the planned comparisons (docs/method.md) adjusted together (Holm); those that
         did not run count as p = 1."""
         studies = {
             path.stem: json.loads(path.read_text(encoding="utf-8"))

@@ -92,7 +92,7 @@ def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 6), pr
 
 
 def directions(gates: Sequence[Retriever], controls: Sequence[Retriever]) -> pd.DataFrame:
-    """METHOD's direction tests of the modal weights, over all seeds, each effect paired by product.
+    """The direction tests of the modal weights (docs/method.md), over all seeds, each effect paired by product.
 
     Args:
         gates: one trained model a seed, of one catalogue.

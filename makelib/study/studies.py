@@ -109,7 +109,7 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
     "controls": [],
     "stages": [("both_stages", "pretrain")],
 }  # fmt: skip
-#: METHOD's planned comparisons, for which p values are adjusted by Holm: study, variant, reference
+#: the planned comparisons (docs/method.md), for which p values are adjusted by Holm: study, variant, reference
 PLANNED = (
     ("modal_adaptation", "adaptive", "joint"),
     ("modal_adaptation", "adaptive", "category"),

@@ -284,7 +284,7 @@ def cells(experiment: Experiment, variants: Mapping[str, str], study: str = "mak
 
 
 def planned(experiment: Experiment, metrics: Sequence[str] = ("Rel@10", "HitRate@100")) -> pd.DataFrame:
-    """METHOD's planned comparisons with their p values adjusted together, read from (and noted in) the run's results.
+    """The planned comparisons (docs/method.md) with their p values adjusted together, read from (and noted in) the run's results.
     The caption names those that did not run; they count in the correction."""
     rows = experiment.adjust()
     table = [

@@ -1,4 +1,4 @@
-"""Objectives against slow, obvious reference code; masks, gradients and the traps that METHOD lists.
+"""Objectives against slow, obvious reference code; masks, gradients and the traps that docs/method.md lists.
 
 Checked: equality with loops, another positive stays out of the denominator, masks in both directions, finiteness in half
 precision, the direction of each gradient, and that each setting switches exactly the term that it names.
