@@ -178,10 +178,15 @@ class Catalog:
         return np.flatnonzero(self.queries["split"].to_numpy() == split)
 
     def clicks(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Clicked pairs of a split: query rows and product rows, int64 (n,) each, one entry per click."""
+        """Clicked pairs of a split: query rows and product rows, int64 (n,) each, one entry per click.
+
+        Where training queries have judgments but no click, what was judged at least half relevant counts as clicked.
+        """
         table = self.interactions
-        wanted = (table["kind"] == "click") & (table["label"] > 0)
-        wanted &= (self.queries["split"].to_numpy() == split)[table["query"].to_numpy()]
+        of_split = (self.queries["split"].to_numpy() == split)[table["query"].to_numpy()]
+        wanted = of_split & (table["kind"] == "click") & (table["label"] > 0)
+        if split == "train" and not wanted.any():
+            wanted = of_split & (table["label"] >= 0.5)
         return table.loc[wanted, "query"].to_numpy(np.int64), table.loc[wanted, "product"].to_numpy(np.int64)
 
     def relevance(self, query_rows: np.ndarray, product_rows: np.ndarray | None = None) -> np.ndarray:

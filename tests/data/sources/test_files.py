@@ -650,7 +650,7 @@ def test_interactions_and_queries_of_people(folder, tmp_path):
             {"query_id": "a", "query": "again", "split": "test"},
             {"query_id": "", "query": "no id", "split": "test"},
             {"query_id": "d", "query": " ", "split": "test"},
-            {"query_id": "e", "query": "when", "split": "dev"},
+            {"query_id": "e", "query": "when", "split": "later"},
         ],
         "queries",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from makelib.data.catalog import KINDS, SPLITS
-from makelib.data.sources.files import labels
+from makelib.data.sources.files import labels, log
+from makelib.data.sources.files.judged import SPLIT_NAMES, Ids, tables_of
+from makelib.data.sources.files.log import number
 from makelib.data.sources.files.options import INTERACTION_COLUMNS, QUERY_COLUMNS, ImportOptions
 from makelib.data.sources.files.products import ProductRows
-from makelib.data.sources.files.readers import Table
-from makelib.data.sources.files.rows import Quarantine, find
+from makelib.data.sources.files.rows import Quarantine, masked
 from makelib.runtime import UserError, progress
 
 
@@ -36,96 +38,234 @@ def generated(
     return asked.queries, interactions, asked.cold, asked.summary
 
 
+@dataclass
+class _Asked:
+    """What people asked, while it is read: `queries` id -> (query, split, intent); `found` the good interactions."""
+
+    options: ImportOptions
+    quarantine: Quarantine
+    queries: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    found: list[tuple] = field(default_factory=list)
+    read: Counter[str] = field(default_factory=Counter)
+    outside: int = 0
+    masked: int = 0
+    counted: list[str] = field(default_factory=list)
+
+    def read_queries(self, table, stated: str) -> None:
+        mapping = table.mapping("queries", QUERY_COLUMNS, ("query_id", "query"), self.options.columns)
+        for row in progress(table.rows(), description="queries", unit="row"):
+            self.read["queries"] += 1
+            key, query, split, intent = (
+                (row.values[mapping[c]] if row.values and c in mapping else "") for c in QUERY_COLUMNS
+            )  # fmt: skip
+            split = SPLIT_NAMES.get(split.strip().casefold(), split.strip()) or stated
+            if row.values is None:
+                self.quarantine.add("queries", row.number, row.reason, row.detail)
+            elif not key.strip():
+                self.quarantine.add("queries", row.number, "has no id")
+            elif key in self.queries:
+                self.quarantine.add("queries", row.number, "repeats an id", key)
+            elif not query.strip():
+                self.quarantine.add("queries", row.number, "has an empty query", key)
+            elif split and split not in SPLITS:
+                self.quarantine.add("queries", row.number, "has an unknown split", split)
+            else:
+                self._keep_query(key, query, split, intent)
+
+    def _keep_query(self, key: str, query: str, split: str = "", intent: str = "") -> None:
+        shown = masked(query)
+        self.masked += shown != query
+        self.queries[key] = (shown, split, intent or " ".join(shown.split()).casefold())
+
+    def read_interactions(self, table, stated: str, own_queries: bool, products: Ids, left_out: set[str]) -> None:
+        required = ("product_id", "query_id" if own_queries else "query")
+        mapping = table.mapping("interactions", INTERACTION_COLUMNS, required, self.options.columns)
+        events = [event for event in log.EVENTS if event in mapping and "label" not in mapping]
+        self.counted += [event for event in events if event not in self.counted]
+        query_ids, new = Ids(self.queries), {}
+        for row in progress(table.rows(), description="interactions", unit="row"):
+            self.read["interactions"] += 1
+            cells = {c: (row.values[mapping[c]] if row.values and c in mapping else "") for c in INTERACTION_COLUMNS}
+            key, query = query_ids(cells["query_id"]) if own_queries else "", cells["query"]
+            product = products(cells["product_id"])
+            value = number(cells["label"] if "label" in mapping else "1")
+            counts = [number(cells[event] or "0") for event in events]
+
+            def drop(reason: str, detail: str = "", *, row=row, product=product) -> None:
+                self.quarantine.add("interactions", row.number, reason, detail, product_id=product)
+
+            if row.values is None:
+                drop(row.reason, row.detail)
+            elif key not in self.queries if own_queries else not query.strip():
+                drop("names an unknown query", key)
+            elif product not in products and product not in left_out:
+                drop("names an unknown product")
+            elif value is None:
+                drop("has a label that is no number of 0 or more", cells["label"])
+            elif None in counts:
+                drop("has a count that is no number of 0 or more")
+            elif cells["kind"] and cells["kind"] not in KINDS:
+                drop("has an unknown kind", cells["kind"])
+            elif product not in products:
+                self.outside += 1
+            else:
+                if not own_queries:
+                    key = new.setdefault(query, f"q{len(new):06d}")
+                    if key not in self.queries:
+                        self._keep_query(key, query)
+                elif stated and not self.queries[key][1]:
+                    self.queries[key] = (self.queries[key][0], stated, self.queries[key][2])
+                user = cells["user"] or cells["session"]
+                self.found.append(
+                    (key, product, value, cells["kind"], cells["position"], cells["timestamp"], user, *counts)
+                )
+
+
 def asked_by_people(
     folder: Path, kept: set[str], left_out: set[str], options: ImportOptions, quarantine: Quarantine, notes: list[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """The folder's own queries and interactions. Without a queries table the interactions bring the query strings."""
-    path = find(folder, "interactions")
-    if path is None:
+    query_tables, interaction_tables = tables_of(folder, options.encoding)
+    if not interaction_tables:
         raise UserError(
             f"{folder} has queries but no interactions.csv (query_id, product_id, label) that answers them."
         )
-    queries: dict[str, tuple[str, str, str]] = {}  # id -> query, split, intent
-    accounts, read = {}, 0
-    if queries_path := find(folder, "queries"):
-        table = Table(queries_path, options.encoding)
-        mapping = table.mapping("queries", QUERY_COLUMNS, ("query_id", "query"), options.columns)
-        for row in progress(table.rows(), description="queries", unit="row"):
-            read += 1
-            key, query, split, intent = (
-                (row.values[mapping[c]] if row.values and c in mapping else "") for c in QUERY_COLUMNS
-            )  # fmt: skip
-            if row.values is None:
-                quarantine.add("queries", row.number, row.reason, row.detail)
-            elif not key.strip():
-                quarantine.add("queries", row.number, "has no id")
-            elif key in queries:
-                quarantine.add("queries", row.number, "repeats an id", key)
-            elif not query.strip():
-                quarantine.add("queries", row.number, "has an empty query", key)
-            elif split and split not in SPLITS:
-                quarantine.add("queries", row.number, "has an unknown split", split)
-            else:
-                queries[key] = (query, split, intent or " ".join(query.split()).casefold())
-    table = Table(path, options.encoding)
-    mapping = table.mapping(
-        "interactions", INTERACTION_COLUMNS, ("product_id", "query_id" if queries_path else "query"), options.columns
-    )
-    ids: dict[str, str] = {}
-    found: list[tuple[str, str, float, str]] = []
-    interactions_read = outside = 0
-    for row in progress(table.rows(), description="interactions", unit="row"):
-        interactions_read += 1
-        key, query, product, label, kind = (
-            (row.values[mapping[c]] if row.values and c in mapping else "") for c in INTERACTION_COLUMNS
-        )  # fmt: skip
-        value = _number(label if "label" in mapping else "1")
-        if row.values is None:
-            quarantine.add("interactions", row.number, row.reason, row.detail)
-        elif key not in queries if queries_path else not query.strip():
-            quarantine.add("interactions", row.number, "names an unknown query", key, product_id=product)
-        elif product not in kept and product not in left_out:
-            quarantine.add("interactions", row.number, "names an unknown product", product_id=product)
-        elif value is None:
-            quarantine.add(
-                "interactions", row.number, "has a label that is no number of 0 or more", label, product_id=product
-            )
-        elif kind and kind not in KINDS:
-            quarantine.add("interactions", row.number, "has an unknown kind", kind, product_id=product)
-        elif product in left_out:
-            outside += 1
-        else:
-            if not queries_path:
-                key = ids.setdefault(query, f"q{len(ids):06d}")
-                queries.setdefault(key, (query, "", " ".join(query.split()).casefold()))
-            found.append((key, product, value, kind))
-    if not found:
-        raise UserError(f"{path}: no interaction could be kept. {quarantine}")
-    interactions = pd.DataFrame(found, columns=["query_id", "product_id", "label", "kind"])
-    graded = not interactions["label"].isin([0, 1]).all()
-    interactions["kind"] = interactions["kind"].replace("", "judgment" if graded else "click")
-    if (largest := interactions["label"].max()) > 1:
-        interactions["label"] /= largest
-        notes.append(f"Labels were divided by the largest, {largest:g}, so that 1 is fully relevant.")
+    asked, products = _Asked(options, quarantine), Ids(kept)
+    for table, split in query_tables:
+        asked.read_queries(table, split)
+    for table, split in interaction_tables:
+        asked.read_interactions(table, split, bool(query_tables), products, left_out)
+    if not asked.found:
+        raise UserError(f"{interaction_tables[0][0].path}: no interaction could be kept. {quarantine}")
+    columns = ["query_id", "product_id", "label", "kind", "position", "timestamp", "user", *asked.counted]
+    events = pd.DataFrame(asked.found, columns=columns)
+    if products.respelled:
+        notes.append(
+            f"{products.respelled:,} interactions write a product's id otherwise than the products table does."
+        )
+    if asked.masked:
+        notes.append(f"{asked.masked:,} queries held what looks like personal data; it was replaced by [personal].")
     frame = pd.DataFrame(
-        [(key, *queries[key]) for key in queries], columns=["query_id", "query", "split", "intent"]
+        [(key, *asked.queries[key]) for key in asked.queries], columns=["query_id", "query", "split", "intent"]
     )  # fmt: skip
-    frame = frame[frame["query_id"].isin(interactions["query_id"])].reset_index(drop=True)
-    if (unsplit := frame["split"] == "").any():
-        intents = np.sort(frame.loc[unsplit, "intent"].unique())
-        place = np.random.default_rng(options.seed).permutation(len(intents)) / len(intents)
-        names = np.where(place < 0.7, "train", np.where(place < 0.8, "validation", "test"))
-        frame.loc[unsplit, "split"] = frame.loc[unsplit, "intent"].map(dict(zip(intents, names, strict=True)))
-        notes.append(f"Queries were split 70 / 10 / 20 % by intent with seed {options.seed}.")
-    if queries_path:
-        accounts["queries"] = quarantine.account("queries", read, len(frame), len(queries) - len(frame))
-    accounts["interactions"] = quarantine.account("interactions", interactions_read, len(interactions), outside)
+    events, rare = _without_rare(events, options, notes)
+    if asked.counted:
+        frame, events = _from_log(frame, events, options, notes)
+    graded = not events["label"].isin([0, 1]).all()
+    events["kind"] = events["kind"].replace("", "judgment" if graded else "click")
+    if (largest := events["label"].max()) > 1:
+        events["label"] /= largest
+        notes.append(f"Labels were divided by the largest, {largest:g}, so that 1 is fully relevant.")
+    frame = frame[frame["query_id"].isin(events["query_id"])].reset_index(drop=True)
+    _split_queries(frame, options, notes)
+    accounts = {}
+    if query_tables:
+        held = frame["query_id"].str.removesuffix(" (later)").nunique() if asked.counted else len(frame)
+        accounts["queries"] = quarantine.account("queries", asked.read["queries"], held, len(asked.queries) - held)
+    accounts["interactions"] = quarantine.account(
+        "interactions", asked.read["interactions"], len(asked.found) - rare, asked.outside + rare
+    )
+    interactions = events[["query_id", "product_id", "label", "kind"]]
+    _say_what_clicks_are(interactions, frame, notes)
     return frame, interactions, accounts
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
+def _without_rare(events: pd.DataFrame, options: ImportOptions, notes: list[str]) -> tuple[pd.DataFrame, int]:
+    """Without queries that fewer than `rare_queries` users or sessions asked, and how many interactions they had."""
+    if not options.rare_queries:
+        return events, 0
+    if not (events["user"] != "").any():
+        raise UserError("rare_queries needs a column `user` or `session` in the interactions, to count who asked.")
+    askers = events[events["user"] != ""].groupby("query_id")["user"].nunique()
+    common = events["query_id"].map(askers).fillna(0) >= options.rare_queries
+    lost = events.loc[~common, "query_id"].nunique()
+    notes.append(
+        f"{lost:,} queries that fewer than {options.rare_queries} users or sessions asked were left out everywhere."
+    )
+    if not common.any():
+        raise UserError(f"No query was asked by {options.rare_queries} users or sessions; lower rare_queries.")
+    return events[common].reset_index(drop=True), int((~common).sum())
+
+
+def _from_log(
+    frame: pd.DataFrame, events: pd.DataFrame, options: ImportOptions, notes: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Clicks and grades from counts; with `split_by: time` the queries of each period are rows of their own."""
+    scale = {"clicks": 0.3, "carts": 0.6, "purchases": 1.0} | dict(options.grades)
+    place = pd.to_numeric(events["position"], errors="coerce").fillna(0).astype(int)
+    clicked = events["clicks"] if "clicks" in events else (log.grades(events, scale) > 0).astype(float)
+    shown = np.maximum(events.get("impressions", 1), clicked)
+    propensity = np.ones(len(events))
+    if options.debias:
+        looked = log.propensities(events["query_id"], events["product_id"], place, shown, clicked)
+        if looked:
+            propensity = place.map(looked).fillna(1.0).to_numpy()
+            told = ", ".join(f"{at}: {value:.2f}" for at, value in list(looked.items())[:5])
+            notes.append(
+                f"Position bias was taken out: clicks weigh by inverse propensity (looked at by position {told})."
+            )
+        else:
+            notes.append("Position bias could not be taken out: no product was shown at two positions for one query.")
+    if options.split_by == "time":
+        when = log.times(events["timestamp"])
+        if when.isna().all():
+            raise UserError("split_by: time needs a column `timestamp` that can be read, such as 2024-11-26T10:00:00.")
+        period = log.periods(when.fillna(when.min()))
+        before = set(events.loc[period == "train", "query_id"])
+        known = set(events.loc[period == "train", "user"]) - {""}
+        later = events.loc[period == "test"]
+        told = f" {later['query_id'].isin(before).mean():.0%} of the test rows are of queries asked in training too"
+        told += f", {later['user'].isin(known).mean():.0%} of users seen there." if known else "."
+        notes.append(
+            "Queries were split by time, the first 70 % of the log for training, the last 20 % for the test." + told
+        )
+        names = {"train": "", "validation": " (validation)", "test": " (later)"}
+        events = events.assign(query_id=events["query_id"] + pd.Series(period, events.index).map(names))
+        parts = []
+        for split, name in names.items():
+            own = frame.assign(query_id=frame["query_id"] + name, split=split)
+            parts.append(own[own["query_id"].isin(events["query_id"])])
+        frame = pd.concat(parts, ignore_index=True)
+    events = events.assign(label=log.grades(events, scale), weight=log.repeats(clicked.to_numpy(float), propensity))
+    judged = events.groupby(["query_id", "product_id"], as_index=False)["label"].max().assign(kind="judgment")
+    clicks = events[events["label"] > 0].groupby(["query_id", "product_id"], as_index=False)["weight"].sum()
+    times = np.minimum(clicks["weight"], log.MOST_REPEATS)
+    clicks = clicks.loc[clicks.index.repeat(times), ["query_id", "product_id"]].assign(label=1.0, kind="click")
+    told = ", ".join(f"{event} {scale[event]:g}" for event in log.EVENTS[1:] if event in events)
+    notes.append(
+        f"A LOG: grades are those of the strongest event ({told or 'none'}; only shown 0); clicks count for training."
+    )
+    return frame, pd.concat([judged, clicks], ignore_index=True)
+
+
+def _split_queries(frame: pd.DataFrame, options: ImportOptions, notes: list[str]) -> None:
+    """Give a split to queries that state none; without validation queries, a tenth of the training ones become some."""
+    random = np.random.default_rng(options.seed)
+    if (unsplit := frame["split"] == "").any():
+        intents = np.sort(frame.loc[unsplit, "intent"].unique())
+        place = random.permutation(len(intents)) / len(intents)
+        names = np.where(place < 0.7, "train", np.where(place < 0.8, "validation", "test"))
+        frame.loc[unsplit, "split"] = frame.loc[unsplit, "intent"].map(dict(zip(intents, names, strict=True)))
+        notes.append(f"Queries were split 70 / 10 / 20 % by intent with seed {options.seed}.")
+    for lacking, share in (("validation", 0.1), ("test", 0.2)):
+        intents = np.sort(frame.loc[frame["split"] == "train", "intent"].unique())
+        if (frame["split"] == lacking).any() or len(intents) < 2:
+            continue
+        held = intents[random.permutation(len(intents))[: max(1, round(share * len(intents)))]]
+        frame.loc[(frame["split"] == "train") & frame["intent"].isin(held), "split"] = lacking
+        notes.append(
+            f"No query was for {lacking}: {share:.0%} of the training queries, drawn with seed {options.seed}, are now."
+        )
+    for split in SPLITS:
+        if not (frame["split"] == split).any():
+            notes.append(f"There is no query for {split}; what needs one is left out.")
+
+
+def _say_what_clicks_are(interactions: pd.DataFrame, frame: pd.DataFrame, notes: list[str]) -> None:
+    """Without clicks, training learns from judgments (`Catalog.clicks`): say so."""
+    train = interactions["query_id"].isin(frame.loc[frame["split"] == "train", "query_id"])
+    clicked = (interactions["kind"] == "click") & (interactions["label"] > 0)
+    if not (train & clicked).any() and (train & (interactions["label"] >= 0.5)).any():
+        notes.append(
+            "CLICKS ARE MADE OF JUDGMENTS: training has no clicks, so what was judged at least half relevant counts as clicked."
+        )

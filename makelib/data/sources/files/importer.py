@@ -27,6 +27,7 @@ from makelib.data.catalog import PRODUCTS, Catalog
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
 from makelib.data.sources.files.health import duplicate_health, lost, title_health, warnings_of
+from makelib.data.sources.files.judged import tables_of
 from makelib.data.sources.files.options import ImportOptions, _yaml, read_options
 from makelib.data.sources.files.paths import Places, unpack
 from makelib.data.sources.files.photos import Photo, Photos
@@ -66,10 +67,12 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             titles, truth, hidden = _hide(rows, frame, keep, options, notes)
             groups, placeholders = labels.duplicate_groups(rows.titles, seen.digests)
             accounts, summary = {}, {}
-            if find(folder, "interactions") or find(folder, "queries"):
+            if any(tables_of(folder, options.encoding)):
                 queries, interactions, accounts = asked_by_people(
                     folder, set(rows.ids), left_out, options, quarantine, notes
                 )
+                if not (queries["split"] == "train").any():
+                    queries, interactions = _with_generated(queries, interactions, rows, frame, groups, options, notes)
             else:
                 queries, interactions, truth["cold"], summary = generated(rows, frame, groups, options, notes)
         if options.strict and quarantine.counts:
@@ -118,6 +121,27 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             info=info,
             extra_files={"quarantine.csv": listed, "health.json": json.dumps(health, indent=2, ensure_ascii=False)},
         )
+
+
+def _with_generated(
+    queries: pd.DataFrame,
+    interactions: pd.DataFrame,
+    rows: ProductRows,
+    frame: pd.DataFrame,
+    groups: np.ndarray,
+    options: ImportOptions,
+    notes: list[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """People's queries for the test, a program's for training and validation, where people's leave nothing to train on."""
+    said: list[str] = []
+    asked, clicks, *_ = generated(rows, frame, groups, options, said)
+    asked = asked[(asked["split"] != "test") & ~asked["query"].isin(queries["query"])]
+    asked = asked[(asked["split"] == "train") | ~(queries["split"] == "validation").any()]
+    notes.insert(0, f"{said[0]} They are for training only: the test is of people's queries.")
+    clicks = clicks[clicks["query_id"].isin(asked["query_id"])]
+    asked, clicks = (table.assign(query_id="generated-" + table["query_id"]) for table in (asked, clicks))
+    columns = ["query_id", "product_id", "label", "kind"]
+    return pd.concat([queries, asked], ignore_index=True), pd.concat([interactions, clicks[columns]], ignore_index=True)
 
 
 def _drawn(rows: ProductRows, options: ImportOptions) -> tuple[ProductRows, set[str]]:

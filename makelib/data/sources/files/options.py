@@ -34,16 +34,24 @@ PRODUCT_COLUMNS = {
 }  # fmt: skip
 QUERY_COLUMNS = {
     "query_id": ("queryid", "qid", "id"),
-    "query": ("query", "querytext", "searchquery", "text"),
+    "query": ("query", "querytext", "searchquery", "searchterm", "keyword", "text"),
     "split": ("split",),
     "intent": ("intent",),
 }
 INTERACTION_COLUMNS = {
     "query_id": ("queryid", "qid"),
-    "query": ("query", "querytext", "searchquery"),
-    "product_id": ("productid", "itemid", "sku", "asin", "id"),
-    "label": ("label", "relevance", "score", "grade"),
+    "query": ("query", "querytext", "searchquery", "searchterm", "keyword"),
+    "product_id": ("productid", "itemid", "sku", "handle", "asin", "corpusid", "docid", "documentid", "id"),
+    "label": ("label", "relevance", "score", "grade", "rel"),
     "kind": ("kind",),
+    "clicks": ("clicks", "clickcount", "nclicks"),
+    "impressions": ("impressions", "views", "shown", "impressioncount"),
+    "carts": ("carts", "addtocart", "addtocarts", "cartadds"),
+    "purchases": ("purchases", "orders", "conversions", "sales", "buys"),
+    "position": ("position", "rank", "pos"),
+    "timestamp": ("timestamp", "time", "date", "datetime", "eventtime"),
+    "session": ("session", "sessionid"),
+    "user": ("user", "userid", "visitor", "visitorid", "customerid"),
 }
 
 
@@ -79,6 +87,13 @@ class ImportOptions:
     hide_columns: tuple[str, ...] = ()
     hide_words: tuple[str, ...] = ()
     hide_share: float = 0.0
+    #: logs: the grade of a pair by its strongest event (clicks 0.3, carts 0.6, purchases 1.0 unless stated here), whether
+    #: position bias is taken out of clicks, and what the splits keep apart: intents, or time
+    grades: Mapping[str, float] = field(default_factory=dict)
+    debias: bool = False
+    split_by: str = "intent"
+    #: queries that fewer users or sessions asked are left out of everything; 0: none
+    rare_queries: int = 0
     #: columns whose words follow the title's, in this order, `text_words` of them at most
     text_columns: tuple[str, ...] = ()
     text_words: int = 40
@@ -114,6 +129,10 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
     known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}
+    if options.split_by not in ("intent", "time"):
+        raise UserError(f"split_by is intent or time, not {options.split_by!r}.")
+    if wrong := [event for event in options.grades if event not in ("clicks", "carts", "purchases")]:
+        raise UserError(f"grades: {wrong[0]!r} is unknown; grade clicks, carts, purchases from 0 to 1.")
     tables = {"products": PRODUCT_COLUMNS, "queries": QUERY_COLUMNS, "interactions": INTERACTION_COLUMNS}
     for column in options.columns:
         table, point, name = column.rpartition(".")

@@ -106,5 +106,7 @@ def find(folder: Path, table: str) -> Path | None:
     if len(found) > 1:
         raise UserError(f"{folder} holds {' and '.join(path.name for path in found)}; keep one of them.")
     if not found and table == "products":
-        found = [path for path in tables if path.stem.casefold() not in ("queries", "interactions")]
+        found = [
+            path for path in tables if not re.match(r"(queries|interactions|topics|qrels)\b", path.stem.casefold())
+        ]
     return found[0] if len(found) == 1 else None
