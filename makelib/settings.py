@@ -163,7 +163,7 @@ class Objectives:
 class Training:
     """The loop, see `makelib.model.training`. One step is one batch of `batch_size` clicked (query, product) pairs, shared by all processes."""
 
-    steps: int = 240
+    steps: int = 360
     batch_size: int = 256
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
     image_warmup: int = 1600
@@ -309,7 +309,7 @@ def preset(name: str) -> Settings:
     with a frozen image tower that others trained on photographs (extra `pretrained`)."""
     quick = Settings()
     presets = {
-        "quick": {},
+        "quick": {"model.image_frozen": True},
         "smoke": {
             "seeds": (0,),
             "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
@@ -326,9 +326,8 @@ def preset(name: str) -> Settings:
             "seeds": (0, 1, 2, 3, 4),
             "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
             "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
-            "model.width": 128, "model.text_layers": 2, "training.image_warmup": 8000, "training.learning_rate": 2e-3,
-            "training.steps": 4000, "training.evaluations": 10, "training.patience": 4, "training.finetune_steps": 400,
-            "objectives.title_image_matching": 0.1, "objectives.query_product_matching": 0.1, "objectives.masked_language": 0.1,
+            "model.image_frozen": True, "training.image_warmup": 8000,
+            "training.steps": 960, "training.evaluations": 8, "training.patience": 3,
             "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
             "ablation.fusions": FUSIONS,
             "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "oracle", "unique_queries", "tfidf"),

@@ -141,6 +141,13 @@ SWEEPS = {
     "no_title": Sweep("bazaar.missing_title", (0.0, 0.03, 0.3), "modal_adaptation", ("title", "global", "adaptive")),
     # and as titles name more of what the photograph shows?
     "told": Sweep("bazaar.title_names_visible", (0.1, 0.25, 0.6), "modal_adaptation", ("title", "global", "adaptive")),
+    # do weights per product pay more where a tower cannot say "unsure" by its direction, because it does not learn?
+    "frozen": Sweep(
+        "model.image_frozen",
+        (False, True),
+        "modal_adaptation",
+        ("mean", "global", "category", "joint", "gate", "adaptive"),
+    ),
     # larger batches hold more false negatives: does keeping them out pay more?
     "batch": Sweep("training.batch_size", (64, 128, 256, 512), "keyword_enhancement", ("none", "false_negatives")),
 }
