@@ -330,7 +330,7 @@ def preset(name: str) -> Settings:
             "training.steps": 960, "training.evaluations": 8, "training.patience": 3,
             "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
             "ablation.fusions": FUSIONS,
-            "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "oracle", "unique_queries", "tfidf"),
+            "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "raw", "oracle", "unique_queries", "tfidf"),
         },
     }  # fmt: skip
     if name not in presets:

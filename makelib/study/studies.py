@@ -18,6 +18,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "modal_adaptation": {fusion: {"model.fusion": fusion} for fusion in FUSIONS},
     "keyword_enhancement": {
         "none": {},
+        "raw": {"keywords.false_negatives": "raw"},
         "enrichment": {"keywords.enrichment": True},
         "false_negatives": {"keywords.false_negatives": "rule"},
         "both": KEYWORDS,
@@ -74,6 +75,15 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "modal_bounds": {"global": {"model.fusion": "global"}, "adaptive": {}},
     # what has learned next to nothing: a direction test that it passes tests nothing
     "controls": {"four_steps": {"training.steps": 4, "training.finetune_steps": 0}},
+    "towers": {
+        "bag_of_words": {},
+        "one_layer": {"model.text_layers": 1},
+        "without_text_dropout": {"model.text_dropout": 0.0},
+        "word_dropout": {"training.word_dropout": 0.15},
+        "half_width": {"model.width": 128, "model.dim": 128},
+        "blind_start": {"training.image_warmup": 0},
+        "short_warmup": {"training.image_warmup": 100},
+    },
     "stages": {
         "pretrain": KEYWORDS | {"training.finetune_steps": 0},
         "both_stages": KEYWORDS | {"training.finetune_steps": 80},
@@ -83,13 +93,14 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
 #: the lines of `Experiment.untrained`, and `late_fusion` where both modalities alone were trained.
 REFERENCES: dict[str, list[tuple[str, str]]] = {
     "modal_adaptation": [
-        ("adaptive", "joint"), ("adaptive", "category"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"), ("adaptive", "title"),
-        ("adaptive", "late_fusion"), ("adaptive", "reader"), ("gate", "global"), ("gate", "category"), ("gate", "mean"), ("global", "mean"),
-        ("mean", "title"), ("joint", "title"), ("image", "title"), ("late_fusion", "title"), ("title", "bm25"),
+        ("adaptive", "joint"), ("adaptive", "category"), ("adaptive", "global"), ("adaptive", "mean"), ("adaptive", "gate"),
+        ("adaptive", "title"), ("adaptive", "late_fusion"), ("adaptive", "reader"), ("gate", "category"), ("gate", "global"),
+        ("gate", "mean"), ("category", "global"), ("global", "mean"), ("mean", "title"), ("joint", "title"),
+        ("image", "title"), ("late_fusion", "title"), ("title", "bm25"),
     ],
     "keyword_enhancement": [
         ("enrichment", "none"), ("false_negatives", "none"), ("both", "none"), ("oracle", "none"), ("unique_queries", "none"),
-        ("tfidf", "enrichment"),
+        ("tfidf", "enrichment"), ("none", "raw"),
     ],
     "make": [
         ("full", "title"), ("full", "title_keywords"), ("full", "adaptive"), ("full", "bm25"), ("full", "reader"),
@@ -107,6 +118,7 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
     "modal_parts": [(variant, "adaptive") for variant in STUDIES["modal_parts"] if variant != "adaptive"],
     "modal_bounds": [("oracle_weights", "global"), ("oracle_weights", "adaptive"), ("adaptive", "global")],
     "controls": [],
+    "towers": [(variant, "bag_of_words") for variant in STUDIES["towers"] if variant != "bag_of_words"],
     "stages": [("both_stages", "pretrain")],
 }  # fmt: skip
 #: the planned comparisons (docs/method.md), for which p values are adjusted by Holm: study, variant, reference

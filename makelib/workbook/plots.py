@@ -23,7 +23,7 @@ COLOURS = {
     "title": "#999999", "image": "#56B4E9", "mean": "#E69F00", "global": "#CC79A7", "joint": "#F0E442", "gate": "#009E73",
     "adaptive": "#0072B2", "none": "#0072B2", "enrichment": "#E69F00", "false_negatives": "#009E73", "both": "#D55E00",
     "full": "#D55E00", "title_keywords": "#888844", "oracle": "#000000", "unique_queries": "#CC79A7", "tfidf": "#56B4E9", "bm25": "#555555",
-    "behaviour": "#BBBBBB",
+    "behaviour": "#BBBBBB", "category": "#117733", "late_fusion": "#44AA99", "reader": "#882255", "ideal_reader": "#332288",
 }  # fmt: skip
 #: families that draw what matplotlib's own font cannot: Chinese, Japanese, Korean, Indian scripts, Thai, emoji
 FONTS = (
