@@ -36,8 +36,8 @@ from makelib.study.bounds import oracle_run
 from makelib.study.metrics import evaluate
 from makelib.study.readers import READERS, can_read, reader_run
 from makelib.study.segments import segments
-from makelib.study.statistics import adjust, result_rows
-from makelib.study.studies import PLANNED, REFERENCES, STUDIES, SWEEPS
+from makelib.study.statistics import adjust, gain, result_rows
+from makelib.study.studies import GAINS, PLANNED, REFERENCES, STUDIES, SWEEPS
 
 
 @dataclass(frozen=True)
@@ -282,6 +282,8 @@ class Experiment:
                 seed: self._scored(oracle_run(self.retriever("global", seed, study), self.test_rows, self._depth)[0])
                 for seed in self.settings.seeds
             }
+        for name, (variant, reference) in GAINS.get(study, {}).items():
+            scores[name] = {seed: gain(scores[variant][seed], scores[reference][seed]) for seed in self.settings.seeds}
         scores |= {name: dict.fromkeys(self.settings.seeds, table) for name, table in self.untrained.items()}
         references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
         return result_rows(study, scores, references, self.segments, self.settings.evaluation)

@@ -180,6 +180,12 @@ def _stack(scores: Mapping[int, Sequence[float]] | np.ndarray) -> np.ndarray:
     return np.atleast_2d(np.asarray(scores, dtype=np.float64))
 
 
+def gain(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """What `evaluate` returned for one arm, its metrics less those of another: to ask whether a gain differs from a gain."""
+    metrics = [column for column in table if "@" in column and not column.endswith("ceiling")]
+    return table.assign(**(table[metrics] - reference[metrics]))
+
+
 class MissingArms(UserError):
     """An arm or a comparison that was asked for did not run; `missing` lists them. Nothing is scored in its place."""
 

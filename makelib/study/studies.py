@@ -75,6 +75,12 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "modal_bounds": {"global": {"model.fusion": "global"}, "adaptive": {}},
     # what has learned next to nothing: a direction test that it passes tests nothing
     "controls": {"four_steps": {"training.steps": 4, "training.finetune_steps": 0}},
+    # weights per product where the image tower learns with the rest, and where it does not, as pretrained towers are used
+    "frozen": {
+        f"{tower}_{fusion}": {"model.fusion": fusion, "model.image_frozen": tower == "frozen"}
+        for tower in ("trained", "frozen")
+        for fusion in ("global", "category", "adaptive")
+    },
     "towers": {
         "bag_of_words": {},
         "one_layer": {"model.text_layers": 1},
@@ -118,9 +124,19 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
     "modal_parts": [(variant, "adaptive") for variant in STUDIES["modal_parts"] if variant != "adaptive"],
     "modal_bounds": [("oracle_weights", "global"), ("oracle_weights", "adaptive"), ("adaptive", "global")],
     "controls": [],
+    "frozen": [
+        *((f"{tower}_{a}", f"{tower}_{b}") for tower in ("trained", "frozen")
+          for a, b in (("adaptive", "global"), ("adaptive", "category"), ("category", "global"))),
+        ("frozen_gain", "trained_gain"),
+    ],
     "towers": [(variant, "bag_of_words") for variant in STUDIES["towers"] if variant != "bag_of_words"],
     "stages": [("both_stages", "pretrain")],
 }  # fmt: skip
+#: lines of a study that are differences themselves, query by query: study -> name -> (variant, reference). Compared with each
+#: other they say whether a gain depends on something else (an interaction).
+GAINS: dict[str, dict[str, tuple[str, str]]] = {
+    "frozen": {f"{tower}_gain": (f"{tower}_adaptive", f"{tower}_global") for tower in ("trained", "frozen")}
+}
 #: the planned comparisons (docs/method.md), for which p values are adjusted by Holm: study, variant, reference
 PLANNED = (
     ("modal_adaptation", "adaptive", "joint"),
@@ -129,6 +145,7 @@ PLANNED = (
     ("modal_adaptation", "adaptive", "mean"),
     ("make", "full", "adaptive"),
     ("make", "full", "title"),
+    ("frozen", "frozen_adaptive", "frozen_global"),
 )
 
 

@@ -26,7 +26,7 @@ from makelib.study import experiment as module
 from makelib.study.arms import run_arm
 from makelib.study.experiment import Experiment, find_model
 from makelib.study.readers import READERS
-from makelib.study.studies import PLANNED, REFERENCES, STUDIES, SWEEPS, Sweep
+from makelib.study.studies import GAINS, PLANNED, REFERENCES, STUDIES, SWEEPS, Sweep
 from makelib.workbook.notebook import where_missing
 
 TINY = {
@@ -306,6 +306,7 @@ def test_planned_comparisons_are_among_the_references():
             "late_fusion",
             "oracle_weights",
             *READERS,
+            *GAINS.get(study, {}),
         }
 
 

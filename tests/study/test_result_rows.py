@@ -12,6 +12,7 @@ from makelib.study.metrics import evaluate
 from makelib.study.statistics import (
     MissingArms,
     adjust,
+    gain,
     holm,
     interval,
     paired_difference,
@@ -149,6 +150,27 @@ def test_a_planned_comparison_that_did_not_run_is_named_and_makes_no_other_easie
     found = [there[key]["p_value_holm"] for key in whole]
     assert found == pytest.approx(holm([*(there[key]["p_value"] for key in whole), 1, 1])[:2])
     assert all(now >= before for now, before in zip(found, whole.values(), strict=True))
+
+
+def test_a_gain_against_a_gain_is_an_interaction():
+    per_query, table = study()
+    gains = {
+        f"{name} gain": {seed: gain(per_query[name][seed], per_query["joint"][seed]) for seed in (0, 1)}
+        for name in ("mean", "adaptive")
+    }
+    rows = result_rows("s", per_query | gains, [("adaptive gain", "mean gain"), ("adaptive", "mean")], table, SHORT)
+    found = {
+        row["variant"]: row for row in rows if row["metric"] == "Rel@3" and row["segment"] == "all" and row["reference"]
+    }
+    for key in ("difference", "p_value"):
+        assert found["adaptive gain"][key] == pytest.approx(found["adaptive"][key])  # the same is taken off both sides
+    assert found["adaptive gain"]["mean"] == pytest.approx(found["adaptive"]["mean"] - rows_of(rows, "joint"))
+
+
+def rows_of(rows, variant):
+    return next(
+        row["mean"] for row in rows if (row["variant"], row["metric"], row["segment"]) == (variant, "Rel@3", "all")
+    )
 
 
 def test_the_table_spells_its_verdicts_out():
