@@ -193,7 +193,7 @@ def false_negatives(catalog: Catalog, settings: Settings, batches: int = 20) -> 
     judge = FalseNegatives(catalog, tables)
     queries, products = catalog.clicks("train")
     random, B = np.random.default_rng(0), min(settings.training.batch_size, len(queries))
-    counts = {rule: np.zeros(5) for rule in ("none", "rule", "oracle")}
+    counts = {rule: np.zeros(5) for rule in ("raw", "none", "rule", "oracle")}
     off = ~np.eye(B, dtype=bool)
     for _ in progress(range(batches), description="batches", unit="batch"):
         chosen = random.choice(len(queries), B, replace=False)

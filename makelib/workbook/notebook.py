@@ -34,6 +34,7 @@ from makelib.study.experiment import Experiment
 from makelib.study.metrics import evaluate
 from makelib.study.statistics import unclear
 from makelib.study.studies import PLANNED
+from makelib.study.tuning import TRIALS
 from makelib.workbook import plots
 from makelib.workbook.explorer.html import picture_uri, text
 
@@ -229,7 +230,8 @@ def verdict(
         )
     head = (
         f"{experiment.catalog.name}: {len(experiment.catalog):,} products, {len(experiment.test_rows)} unseen queries, "
-        f"{len(experiment.settings.seeds)} seed(s)."
+        f"{len(experiment.settings.seeds)} seed(s). All variants have the same data, steps and batches; the search for settings gave each "
+        f"rival the same {len(TRIALS)} trials, on validation queries."
     )
     return Markdown("\n".join([head, "", *lines]))
 

@@ -62,7 +62,8 @@ def test_experiments_change_what_they_say(retriever):
 
 def test_false_negative_rules_are_judged_by_the_truth(retriever):
     table = probes.false_negatives(retriever.catalog, SETTINGS, batches=5)
-    assert table.loc["none", "masked pairs"] == 0
+    assert table.loc["raw", "masked pairs"] == 0
+    assert table.loc["none", "masked pairs"] > 0  # its own product and its own query, clicked by another row
     assert table.loc["oracle", "anchors with a false negative"] <= table.loc["rule", "anchors with a false negative"]
     assert table.loc["rule", "anchors with a false negative"] < table.loc["none", "anchors with a false negative"]
     assert table.loc["rule", "precision"] > 0.5
