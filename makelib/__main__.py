@@ -112,7 +112,7 @@ def search(given: Namespace) -> None:
     if not query.strip():
         raise UserError('The query is empty; write some words, such as "red striped dress".')
     retriever = Retriever.open(find_model(given.run, given.variant))
-    hits = retriever.search(query, given.k).drop(columns="row")
+    hits = retriever.search(query, given.k, given.category).drop(columns="row")
     if not knows(retriever.catalog, query):
         print(f"makelib: {GUESS}.", file=sys.stderr, flush=True)
         hits.insert(0, "guess", True)
@@ -294,12 +294,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
     sub = add(commands, index, "index", "build another index over a trained model", trained)
-    sub.add_argument("--kind", default="hnsw", choices=("exact", "hnsw", "ivf"), help="(default: hnsw)")
+    sub.add_argument("--kind", default="hnsw", choices=("exact", "hnsw", "ivf", "ivf-pq"), help="(default: hnsw)")
     sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
 
     sub = add(commands, search, "search", "search a catalogue by text", trained)
     sub.add_argument("query")
     sub.add_argument("-k", type=int, default=10, help="how many products (default: 10)")
+    sub.add_argument("--category", help="only products of this category")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = add(commands, evaluate, "evaluate", "judge a trained model on the test queries", trained)

@@ -31,8 +31,7 @@ AT_LEAST = {
     "text.query_tokens": 3, "text.title_tokens": 3, "text.enriched_tokens": 3, "model.dim": 1, "model.width": 1,
     "model.heads": 1, "model.image_size": 8, "model.gate_temperature": 1e-6,
     "training.batch_size": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
-    "index.hnsw_search": 1, "index.ivf_lists": 1, "index.ivf_probes": 1, "evaluation.cutoffs": 1,
-    "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
+    "index.hnsw_search": 1, "evaluation.cutoffs": 1, "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
 }  # fmt: skip
 FUSIONS = ("title", "image", "mean", "global", "category", "joint", "gate", "adaptive")
 Fusion = Literal["title", "image", "mean", "global", "category", "joint", "gate", "adaptive"]
@@ -197,11 +196,12 @@ class Training:
 class Index:
     """Search, see `makelib.search.index`."""
 
-    kind: Literal["exact", "hnsw", "ivf"] = "exact"
+    kind: Literal["exact", "hnsw", "ivf", "ivf-pq"] = "exact"
     hnsw_links: int = 32
     hnsw_search: int = 128
-    ivf_lists: int = 64
-    ivf_probes: int = 8
+    #: 0: chosen from the number of products, see `makelib.search.index.by_rule`
+    ivf_lists: int = 0
+    ivf_probes: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,14 @@ def accelerator(precision: str) -> Accelerator:
 
     Raises `UserError` where processes were started together but do not find each other: each would train alone.
     """
-    on_gpu = torch.cuda.is_available()
+    on_gpu, threads = torch.cuda.is_available(), torch.get_num_threads()
     automatic = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
     joined = Accelerator(
         mixed_precision={"auto": automatic, "fp32": "no"}.get(precision, precision),
         cpu=not on_gpu,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    torch.set_num_threads(threads)  # accelerate sets its own
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != joined.num_processes:
         raise UserError(

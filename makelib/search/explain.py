@@ -100,7 +100,7 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
     return Evidence(
         score=score,
         rank=rank(retriever, query, score, row),
-        parts=retriever.vectors.parts[row] @ query,
+        parts=retriever.hits(query, np.array([row]), np.array([score]))[["score_title", "score_image"]].to_numpy()[0],
         weights=retriever.vectors.weights[row],
         words=[(word, float(fall)) for word, fall in zip(words, of_words[1:], strict=True)],
         heat=of_covers.reshape(grid, grid) if len(own) else None,
@@ -120,7 +120,9 @@ def what_if(
     own = catalog.photographs(row, model.config.image_size)
     title = title_of(catalog, row) if title is None else title
     vectors = encode(model, [title], [own[:0] if blank else own], catalog.category_numbers[row])
-    score = float(vectors.embedding[0] @ query)
+    score = float(
+        vectors.embedding[0].astype(retriever.vectors.embedding.dtype) @ query
+    )  # rounded as what it is ranked among
     was = float(retriever.vectors.embedding[row] @ query)
     return (
         Variation(retriever.vectors.weights[row], was, rank(retriever, query, was, row)),

@@ -14,8 +14,12 @@ from makelib import settings as settings_module
 from makelib.data.catalog import Catalog
 from makelib.model.frozen import pictures
 from makelib.model.make import MakeModel, ProductVectors
-from makelib.runtime import UserError, atomic_file
+from makelib.model.ranks import decided, place, share
+from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
 from makelib.search.index import ProductIndex
+
+#: products encoded between two marks on disk: what a kill costs at most
+SHARD = 16384
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Retriever:
     Attributes:
         name: what figures and the explorer call it, such as `adaptive, seed 0`.
         model, catalog, index: they belong together; `open` checks that.
-        vectors: embedding, modal weights and score parts of every product, by row.
+        vectors: embedding and score parts (float16) and modal weights of every product, by row; of a retriever that was
+            opened they lie on disk, memory-mapped.
     """
 
     name: str
@@ -42,20 +47,13 @@ class Retriever:
         catalog: Catalog,
         settings: settings_module.Index | None = None,
         quiet: bool = True,
+        vectors: ProductVectors | None = None,
     ) -> Retriever:
-        """Encode the whole catalogue and index it."""
-        titles = catalog.products["title"].fillna("").tolist()
-        vectors = model.encode_products(titles, *pictures(catalog, model), catalog.category_numbers, quiet=quiet)
-        index = ProductIndex.build(
-            vectors.embedding,
-            catalog.products["product_id"],
-            settings,
-            model_fingerprint=model.fingerprint(),
-            catalogue_fingerprint=catalog.fingerprint,
-        )
-        return cls(name, model, catalog, index, vectors)
+        """Index the whole catalogue, encoded before or now."""
+        vectors = vectors or encode_catalogue(model, catalog, quiet=quiet)
+        return cls(name, model, catalog, None, vectors).indexed(settings)
 
-    def indexed(self, settings: settings_module.Index) -> Retriever:
+    def indexed(self, settings: settings_module.Index | None) -> Retriever:
         """The same products in another index; nothing is encoded again."""
         index = ProductIndex.build(
             self.vectors.embedding,
@@ -71,8 +69,9 @@ class Retriever:
         folder = Path(folder)
         self.model.save_pretrained(folder / "model")
         self.index.save(folder / "index")
-        with atomic_file(folder / "products.npz") as draft:
-            np.savez(draft, **vars(self.vectors))
+        for name, array in vars(self.vectors).items():
+            with atomic_file(folder / "products" / f"{name}.npy") as draft:
+                np.save(draft, array)
         note = {"name": self.name, "catalogue": str(self.catalog.folder.resolve())}
         with atomic_file(folder / "retriever.json") as draft:
             draft.write_text(json.dumps(note), encoding="utf-8")
@@ -91,18 +90,24 @@ class Retriever:
         index = ProductIndex.load(
             folder / "index", model_fingerprint=model.fingerprint(), catalogue_fingerprint=catalog.fingerprint
         )  # fmt: skip
-        with np.load(folder / "products.npz", allow_pickle=False) as arrays:
-            vectors = ProductVectors(**arrays)
-        return cls(note["name"], model, catalog, index, vectors)
+        try:
+            vectors = [np.load(folder / "products" / f"{name}.npy", mmap_mode="r") for name in _shapes(0, 0)]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} lacks its product vectors ({error}). Train it again.") from None
+        return cls(note["name"], model, catalog, index, ProductVectors(*vectors))
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019  retrievers live as long as the process
     def embed(self, query: str) -> np.ndarray:
         """Query embedding, float32 (d,)."""
         return self.model.encode_queries([query])[0]
 
-    def search(self, query: str, k: int = 10) -> pd.DataFrame:
-        """The k best products for a query; see `hits`."""
-        rows, scores = self.index.search(self.embed(query)[None], k)
+    def search(self, query: str, k: int = 10, category: str | None = None) -> pd.DataFrame:
+        """The k best products for a query, of one category or of all; see `hits`. Raises `UserError` for an unknown category."""
+        among = None if category is None else (self.catalog.products["category"] == category).to_numpy()
+        if among is not None and not among.any():
+            known = ", ".join(sorted(self.catalog.products["category"].dropna().unique())[:20])
+            raise UserError(f"No product is of category {category!r}. There are: {known}.")
+        rows, scores = self.index.search(self.embed(query)[None], k, among)
         return self.hits(self.embed(query), rows[0], scores[0])
 
     def hits(self, query: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
@@ -110,6 +115,9 @@ class Retriever:
         weight_title, weight_image`; the two partial scores add up to the score (NaN where a fusion does not split)."""
         table = self.catalog.products.iloc[rows][["product_id", "title", "category"]].reset_index(drop=True)
         split = self.vectors.parts[rows] @ query  # (k, 2)
+        split += (scores - split.sum(axis=1))[:, None] * self.vectors.weights[
+            rows
+        ]  # halves are rounded, their sum is not
         table.insert(0, "rank", np.arange(1, len(rows) + 1))
         table.insert(1, "row", rows)
         return table.assign(
@@ -122,3 +130,47 @@ class Retriever:
 
     def __hash__(self) -> int:
         return id(self)
+
+
+def encode_catalogue(
+    model: MakeModel, catalog: Catalog, folder: Path | None = None, quiet: bool = True
+) -> ProductVectors:
+    """Vectors of all products, see `Retriever.vectors`; with `folder` in files there, `SHARD` products at a time, shared by all processes.
+
+    A call that was killed is gone on with: each process notes how far it came.
+    """
+    N, mine, (pixels, present, (further, owner)) = len(catalog), share(len(catalog)), pictures(catalog, model)
+    shapes, done = _shapes(N, model.config.dim), mine.start
+    if folder is None:
+        arrays = {name: np.empty(*shape) for name, shape in shapes.items()}
+    else:
+        folder = Path(folder) / f".encoding-{fingerprint(model.fingerprint(), catalog.fingerprint)}"
+        note = folder / f"{place()[0]}-of-{place()[1]}"
+        if place()[0] == 0 and not folder.is_dir():
+            with atomic_folder(folder) as draft:
+                for name, (shape, dtype) in shapes.items():
+                    np.lib.format.open_memmap(draft / f"{name}.npy", "w+", dtype, shape)
+        decided(None)
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes}
+        done = int(note.read_text()) if note.is_file() else done
+    for start in progress(range(done, mine.stop, SHARD), description="encode", unit="shard", disable=quiet):
+        rows = slice(start, min(start + SHARD, mine.stop))
+        own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
+        titles = catalog.products["title"].iloc[rows].fillna("").tolist()
+        more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]
+        encoded = model.encode_products(titles, pixels[rows], present[rows], more, categories)
+        for name, array in arrays.items():
+            array[rows] = getattr(encoded, name)
+            if folder is not None:
+                array.flush()
+        if folder is not None:
+            with atomic_file(note) as draft:
+                draft.write_text(str(rows.stop))
+    decided(None)
+    return ProductVectors(**arrays)
+
+
+def _shapes(count: int, dim: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """What is kept of each product, by the names of `ProductVectors`: shape and dtype."""
+    half, single = np.dtype(np.float16), np.dtype(np.float32)
+    return {"embedding": ((count, dim), half), "weights": ((count, 2), single), "parts": ((count, 2, dim), half)}

@@ -21,7 +21,7 @@ from makelib.data.catalog import Catalog
 from makelib.model.ranks import decided, place
 from makelib.model.training import train
 from makelib.runtime import SCORING_CODE, atomic_file, code_version, fingerprint, set_threads
-from makelib.search.retriever import Retriever
+from makelib.search.retriever import Retriever, encode_catalogue
 from makelib.settings import Settings, from_dict, to_dict, write_yaml
 from makelib.study.metrics import evaluate
 
@@ -74,8 +74,9 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
         retriever = Retriever.open(target, catalog).indexed(settings.index)
     else:
         model = _train(catalog, settings, seed, target)
+        vectors = encode_catalogue(model, catalog, target)
         if place()[0] == 0:
-            retriever = Retriever.build(label, model, catalog, settings.index)
+            retriever = Retriever.build(label, model, catalog, settings.index, vectors=vectors)
             note = {
                 "label": label,
                 "seed": seed,
@@ -87,7 +88,8 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
         _judge(retriever, settings, target)
         with atomic_file(target / "arm.json") as draft:
             draft.write_text(json.dumps({**note, "scoring": scoring_key(settings)}, indent=2), encoding="utf-8")
-        shutil.rmtree(target / "checkpoint", ignore_errors=True)
+        for left in (target / "checkpoint", *target.glob(".encoding-*")):
+            shutil.rmtree(left, ignore_errors=True)
     decided(None)  # the other processes wait until the arm is done
 
 

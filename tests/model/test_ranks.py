@@ -47,7 +47,12 @@ def job(folder, name, stop=None):
 
 def rank(number, port, folder):
     os.environ.update(
-        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(number),
+        LOCAL_RANK=str(number),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
     job(folder, "together")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from makelib.runtime import UserError
-from makelib.search.index import ProductIndex
+from makelib.search.index import ProductIndex, by_rule
 from makelib.settings import Index
 
-KINDS = ("exact", "hnsw", "ivf")
+KINDS = ("exact", "hnsw", "ivf", "ivf-pq")
 
 
 def unit(shape, seed=0):
@@ -79,7 +79,7 @@ def test_scores_do_not_depend_on_the_company_of_a_query():
         np.testing.assert_array_equal(alone_scores[0], scores[query])
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq"])
 def test_approximate_search_finds_most_and_never_returns_minus_one(kind):
     vectors, queries = unit((1500, 32)), unit((40, 32), 1)
     index = build(vectors, Index(kind=kind, ivf_lists=16, ivf_probes=8))
@@ -127,11 +127,61 @@ def test_a_loaded_index_searches_as_the_built_one(kind, tmp_path):
         assert loaded._index.hnsw.efSearch == 77
     if kind == "ivf":
         assert loaded._index.nprobe == 3
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [
-        "ids.parquet",
-        "index.faiss",
-        "manifest.json",
-    ]
+    names = ["ids.parquet", "index.faiss", "manifest.json"] + ["vectors.npy"] * (kind == "ivf-pq")
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_products_come_and_go_without_a_rebuild(kind, reopened, tmp_path):
+    """After adding, replacing and deleting, what is found is what an exact search over the remaining products finds."""
+    vectors, later, queries = unit((1200, 16)), unit((60, 16), 1), unit((20, 16), 2)
+    index = build(vectors, Index(kind=kind, ivf_lists=8, ivf_probes=8, hnsw_search=400))
+    if reopened:
+        index.save(tmp_path / "index")
+        index = ProductIndex.load(tmp_path / "index")
+    index.upsert(later, [f"p{row}" for row in range(20)] + [f"new{row}" for row in range(40)])
+    index.delete([f"p{row}" for row in range(100, 150)] + ["new0"])
+    assert len(index) == 1200 + 40 - 51
+    if reopened:
+        index.save(tmp_path / "index")
+        index = ProductIndex.load(tmp_path / "index")
+    rows, _ = index.search(queries, 10)
+    left = {f"p{row}": vectors[row] for row in range(1200)} | dict(zip(index.ids[1200:], later, strict=True))
+    left = {name: vector for name, vector in left.items() if name is not None and name in set(index.ids)}
+    names, held = np.array(list(left)), np.stack(list(left.values()))
+    expected = names[brute(held, queries, 10)[0]]
+    overlap = np.mean([len(set(index.ids[a]) & set(b)) / 10 for a, b in zip(rows, expected, strict=True)])
+    assert overlap == 1 if kind in ("exact", "ivf") else overlap > 0.9
+    assert not {f"p{row}" for row in range(100, 150)} & set(index.ids[rows.ravel()])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.5, 0.01])
+def test_only_rows_among_those_asked_are_found(kind, share):
+    vectors, queries = unit((1200, 16)), unit((20, 16), 1)
+    among = np.random.default_rng(3).random(1200) < share
+    rows, _ = build(vectors, Index(kind=kind, ivf_lists=8, ivf_probes=2)).search(queries, 10, among)
+    assert rows.shape == (20, min(10, among.sum()))
+    assert among[rows].all()
+    assert all(len(set(row)) == len(row) for row in rows.tolist())
+    if kind == "exact":
+        inside = np.flatnonzero(among)
+        np.testing.assert_array_equal(rows, inside[brute(vectors[inside], queries, rows.shape[1])[0]])
+
+
+def test_what_is_not_there_cannot_be_deleted():
+    with pytest.raises(UserError, match="'nobody' is not in the index"):
+        build(unit((10, 4))).delete(["p1", "nobody"])
+
+
+@pytest.mark.parametrize("count", [1, 30, 300, 6000, 1_000_000])
+def test_parameters_follow_from_the_number_of_products(count):
+    chosen = by_rule(Index(kind="ivf"), count)
+    assert 1 <= chosen.ivf_probes <= chosen.ivf_lists <= max(1, count // 39)
+    if count == 1_000_000:
+        assert (chosen.ivf_lists, chosen.ivf_probes) == (4000, 126)
+    assert by_rule(Index(kind="ivf", ivf_lists=7, ivf_probes=3), count) == Index("ivf", ivf_lists=7, ivf_probes=3)
 
 
 def test_size_counts_vectors_and_graph():
@@ -229,7 +279,7 @@ def edit(folder, **changes):
         (lambda folder: (folder / "index.faiss").unlink(), "Cannot read the index"),
         (lambda folder: (folder / "index.faiss").write_bytes(b"nonsense"), "Cannot read the index"),
         (lambda folder: (folder / "ids.parquet").unlink(), "Cannot read the index"),
-        (lambda folder: edit(folder, format=9), "index format 9; this version reads format 1"),
+        (lambda folder: edit(folder, format=9), "index format 9; this version reads format 2"),
         (lambda folder: edit(folder, count=11), "do not belong together"),
         (lambda folder: edit(folder, kind="hnsw"), "do not belong together"),
         (lambda folder: edit(folder, settings={"kind": "exact", "surprise": 1}), "surprise"),

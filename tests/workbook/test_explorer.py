@@ -290,7 +290,7 @@ def test_words_and_patches_equal_one_question_at_a_time(retrievers, variant):
         return retriever.model.encode_products([text], picture[None], np.ones(1, bool)).embedding[0] @ query
 
     base = score(title, pixels[row])
-    assert found.score == pytest.approx(base, abs=1e-5)
+    assert found.score == pytest.approx(base, abs=1e-3)  # what is kept is kept in half precision
     for i, (word, fall) in enumerate(found.words):
         rest = title.split()
         assert rest.pop(i) == word
@@ -819,8 +819,8 @@ def test_photographs_are_left_out_one_by_one(album):
         title, further = album.products["title"][4], (images[1:], np.zeros(len(images) - 1, np.int64))
         return model.encode_products([title], images[:1], np.ones(1, bool), further).embedding[0] @ query
 
-    assert score(own) == pytest.approx(found.score, abs=1e-5)
-    falls = [found.score - score(np.delete(own, place, axis=0)) for place in range(3)]
+    assert score(own) == pytest.approx(found.score, abs=1e-3)
+    falls = [score(own) - score(np.delete(own, place, axis=0)) for place in range(3)]
     np.testing.assert_allclose(found.images, falls, atol=1e-5)
     assert np.abs(falls).max() > 1e-3
     assert explain.evidence(retriever, query, 0).images.size == 0

@@ -184,13 +184,10 @@ class Views:
         """`Retriever.hits` of the best products, and what is known about the query; see `marked`."""
         variant = variant or state.variant
         retriever, vector = self.open(variant), self.vector(state, variant)
-        if state.category is None:
-            rows, scores = (found[0] for found in self.index(variant, state.kind).search(vector[None], state.k))
-        else:  # a filter is searched exactly: approximate indexes cannot look into one category only
-            rows = self._in_category[state.category]
-            scores = retriever.vectors.embedding[rows] @ vector
-            best = np.lexsort((rows, -scores))[: state.k]
-            rows, scores = rows[best], scores[best]
+        among = None if state.category is None else np.zeros(len(self.catalog), bool)
+        if among is not None:
+            among[self._in_category[state.category]] = True
+        rows, scores = (found[0] for found in self.index(variant, state.kind).search(vector[None], state.k, among))
         return self.marked(retriever.hits(vector, rows, scores), state)
 
     def marked(self, hits: pd.DataFrame, state: State) -> pd.DataFrame:
