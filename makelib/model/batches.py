@@ -17,7 +17,7 @@ from makelib.data.catalog import Catalog
 from makelib.data.text import encode, train_tokenizer, word_starts
 from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich
-from makelib.model.make import MakeModel, further_of
+from makelib.model.make import MakeModel, ProductVectors, further_of
 from makelib.model.ranks import gather_rows, place, share
 from makelib.runtime import UserError
 from makelib.settings import Settings
@@ -220,7 +220,7 @@ class Batches:
     def mine(self, model: MakeModel, first: int = 50, last: int = 300) -> np.ndarray:
         """Hard negatives for fine-tuning, product rows int64 (Q, k): what the model ranks 50th to 300th for a training query,
         without those that `FalseNegatives.admissible` keeps."""
-        vectors = torch.from_numpy(encoded(model, self.catalog))
+        vectors = torch.from_numpy(gather_rows(encoded(model, self.catalog, share(len(self.catalog))).embedding))
         first, last = min(first, len(vectors) // 4), min(last, len(vectors) // 2)
         everyone = np.unique(self.queries)
         rows = everyone[share(len(everyone))]
@@ -238,14 +238,13 @@ class Batches:
         return mined
 
 
-def encoded(model: MakeModel, catalog: Catalog) -> np.ndarray:
-    """Embeddings of all products, float32 (N, d); each process encodes its share."""
-    rows, (pixels, present, (further, owner)) = share(len(catalog)), pictures(catalog, model)
+def encoded(model: MakeModel, catalog: Catalog, rows: slice) -> ProductVectors:
+    """Vectors of some products of a catalogue."""
+    pixels, present, (further, owner) = pictures(catalog, model)
     own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
     titles = catalog.products["title"].iloc[rows].fillna("").tolist()
     more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]
-    vectors = model.encode_products(titles, pixels[rows], present[rows], more, categories)
-    return gather_rows(vectors.embedding)
+    return model.encode_products(titles, pixels[rows], present[rows], more, categories)
 
 
 def drop_words(mask: np.ndarray, share: float, random: np.random.Generator) -> None:

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from makelib.data.catalog import Catalog
+from makelib.model import ranks
 from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.frozen import pictures
 from makelib.model.losses import finetuning, objectives
 from makelib.model.make import MakeModel
 from makelib.model.optim import make_optimizer, schedule
-from makelib.model.ranks import accelerator as accelerator_for
-from makelib.model.ranks import broadcast_weights, decided, gather, join_batch_norms, lost_peers, place
+from makelib.model.ranks import broadcast_weights, decided, gather, gather_rows, lost_peers, place, share
 from makelib.model.warmup import warm_up_images, warms_up
 from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
 from makelib.settings import Objectives, Settings, to_dict
@@ -47,7 +47,7 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
     rows = np.random.default_rng(0).permutation(rows)[: settings.evaluation.validation_queries]
     if len(rows) == 0:
         return float("nan")
-    products = torch.from_numpy(encoded(model, catalog))
+    products = torch.from_numpy(gather_rows(encoded(model, catalog, share(len(catalog))).embedding))
     found, counts = [], []
     for part in np.array_split(rows, -(-len(rows) // 32)):  # few rows of relevance at a time
         queries = torch.from_numpy(model.encode_queries(catalog.queries["query"].iloc[part].tolist()))
@@ -90,7 +90,7 @@ def train(
 
 def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
     training = settings.training
-    accelerator = accelerator_for(training.precision)
+    accelerator = ranks.accelerator(training.precision)
     torch.manual_seed(seed)
     tokenizer = tokenizer_for(catalog, settings)
     categories = int(catalog.category_numbers.max(initial=0))
@@ -99,7 +99,7 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
         with accelerator.main_process_first():
             seeing = warm_up_images(catalog, settings)
         model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
-    join_batch_norms(model)
+    ranks.join_batch_norms(model)
     with accelerator.main_process_first():  # who comes first fills the catalogue's cache
         shown, _, further = pictures(catalog, model)
         batches = Batches(catalog, tokenizer, settings, seed, (shown, further))

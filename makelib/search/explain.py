@@ -120,9 +120,7 @@ def what_if(
     own = catalog.photographs(row, model.config.image_size)
     title = title_of(catalog, row) if title is None else title
     vectors = encode(model, [title], [own[:0] if blank else own], catalog.category_numbers[row])
-    score = float(
-        vectors.embedding[0].astype(retriever.vectors.embedding.dtype) @ query
-    )  # rounded as what it is ranked among
+    score = float(vectors.embedding[0].astype(retriever.vectors.embedding.dtype) @ query)  # rounded as the others are
     was = float(retriever.vectors.embedding[row] @ query)
     return (
         Variation(retriever.vectors.weights[row], was, rank(retriever, query, was, row)),

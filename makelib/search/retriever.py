@@ -12,14 +12,16 @@ import pandas as pd
 
 from makelib import settings as settings_module
 from makelib.data.catalog import Catalog
-from makelib.model.frozen import pictures
+from makelib.model.batches import encoded
 from makelib.model.make import MakeModel, ProductVectors
-from makelib.model.ranks import decided, place, share
-from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, progress
+from makelib.model.ranks import decided, place
+from makelib.runtime import UserError, atomic_file, fingerprint, progress
 from makelib.search.index import ProductIndex
 
 #: products encoded between two marks on disk: what a kill costs at most
 SHARD = 16384
+#: what is kept of each product, the fields of `ProductVectors`
+KEPT = ("embedding", "weights", "parts")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Retriever:
             folder / "index", model_fingerprint=model.fingerprint(), catalogue_fingerprint=catalog.fingerprint
         )  # fmt: skip
         try:
-            vectors = [np.load(folder / "products" / f"{name}.npy", mmap_mode="r") for name in _shapes(0, 0)]
+            vectors = [np.load(folder / "products" / f"{name}.npy", mmap_mode="r") for name in KEPT]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} lacks its product vectors ({error}). Train it again.") from None
         return cls(note["name"], model, catalog, index, ProductVectors(*vectors))
@@ -115,9 +117,8 @@ class Retriever:
         weight_title, weight_image`; the two partial scores add up to the score (NaN where a fusion does not split)."""
         table = self.catalog.products.iloc[rows][["product_id", "title", "category"]].reset_index(drop=True)
         split = self.vectors.parts[rows] @ query  # (k, 2)
-        split += (scores - split.sum(axis=1))[:, None] * self.vectors.weights[
-            rows
-        ]  # halves are rounded, their sum is not
+        # halves are rounded, their sum is not
+        split += (scores - split.sum(axis=1))[:, None] * self.vectors.weights[rows]
         table.insert(0, "rank", np.arange(1, len(rows) + 1))
         table.insert(1, "row", rows)
         return table.assign(
@@ -135,42 +136,21 @@ class Retriever:
 def encode_catalogue(
     model: MakeModel, catalog: Catalog, folder: Path | None = None, quiet: bool = True
 ) -> ProductVectors:
-    """Vectors of all products, see `Retriever.vectors`; with `folder` in files there, `SHARD` products at a time, shared by all processes.
-
-    A call that was killed is gone on with: each process notes how far it came.
-    """
-    N, mine, (pixels, present, (further, owner)) = len(catalog), share(len(catalog)), pictures(catalog, model)
-    shapes, done = _shapes(N, model.config.dim), mine.start
-    if folder is None:
-        arrays = {name: np.empty(*shape) for name, shape in shapes.items()}
-    else:
-        folder = Path(folder) / f".encoding-{fingerprint(model.fingerprint(), catalog.fingerprint)}"
-        note = folder / f"{place()[0]}-of-{place()[1]}"
-        if place()[0] == 0 and not folder.is_dir():
-            with atomic_folder(folder) as draft:
-                for name, (shape, dtype) in shapes.items():
-                    np.lib.format.open_memmap(draft / f"{name}.npy", "w+", dtype, shape)
-        decided(None)
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes}
-        done = int(note.read_text()) if note.is_file() else done
-    for start in progress(range(done, mine.stop, SHARD), description="encode", unit="shard", disable=quiet):
-        rows = slice(start, min(start + SHARD, mine.stop))
-        own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
-        titles = catalog.products["title"].iloc[rows].fillna("").tolist()
-        more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]
-        encoded = model.encode_products(titles, pixels[rows], present[rows], more, categories)
-        for name, array in arrays.items():
-            array[rows] = getattr(encoded, name)
-            if folder is not None:
-                array.flush()
-        if folder is not None:
-            with atomic_file(note) as draft:
-                draft.write_text(str(rows.stop))
+    """Vectors of all products, see `Retriever.vectors`. With `folder` each shard is kept there as soon as it is made, by
+    whichever process's turn it is, and a call that was killed is gone on with."""
+    starts, (rank, world), shards = range(0, len(catalog), SHARD), place(), []
+    key = fingerprint(model.fingerprint(), catalog.fingerprint)
+    files = [Path(folder) / f".encoding-{key}" / f"{start}.npz" for start in starts] if folder else []
+    mine = range(len(starts))[rank::world] if folder else range(len(starts))
+    for turn in progress(mine, description="encode", unit="shard", disable=quiet):
+        if folder and files[turn].is_file():
+            continue
+        vectors = encoded(model, catalog, slice(starts[turn], min(starts[turn] + SHARD, len(catalog))))
+        halves = {name: getattr(vectors, name).astype(np.float16) for name in ("embedding", "parts")}
+        shards.append({**halves, "weights": vectors.weights})
+        if folder:
+            with atomic_file(files[turn]) as draft:
+                np.savez(draft, **shards.pop())
     decided(None)
-    return ProductVectors(**arrays)
-
-
-def _shapes(count: int, dim: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """What is kept of each product, by the names of `ProductVectors`: shape and dtype."""
-    half, single = np.dtype(np.float16), np.dtype(np.float32)
-    return {"embedding": ((count, dim), half), "weights": ((count, 2), single), "parts": ((count, 2, dim), half)}
+    shards = [np.load(file) for file in files] or shards
+    return ProductVectors(*(np.concatenate([shard[name] for shard in shards]) for name in KEPT))
