@@ -45,6 +45,13 @@ def plant(experiment, arm, retriever, gain):
             "intent": range(len(queries)),
         }
     ).assign(**scores).to_parquet(arm.folder / "per_query.parquet", index=False)
-    note = {"label": arm.label, "seed": arm.seed, "seconds": 10.0, "parameters": 1000, "megaflops_per_product": 1.0}
+    note = {
+        "label": arm.label,
+        "seed": arm.seed,
+        "seconds": 10.0,
+        "parameters": 1000,
+        "megaflops_per_product": 1.0,
+        "scoring": scoring_key(arm.settings),
+    }
     note["scoring"] = scoring_key(arm.settings)
     (arm.folder / "arm.json").write_text(json.dumps(note))

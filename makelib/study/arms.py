@@ -47,7 +47,7 @@ class Arm:
     def done(self) -> bool:
         """Trained, and scored as the settings have it."""
         note = self.folder / "arm.json"
-        return note.is_file() and json.loads(note.read_text())["scoring"] == scoring_key(self.settings)
+        return note.is_file() and json.loads(note.read_text()).get("scoring") == scoring_key(self.settings)
 
 
 def scoring_key(settings: Settings) -> str:

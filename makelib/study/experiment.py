@@ -251,7 +251,7 @@ class Experiment:
         `<run>/results/<study>.json`, and what the arms cost to `<run>/tables`. Beside the trained arms stand `untrained`, and
         `late_fusion` of `title` and `image`."""
         rows = self._compared(study, variants)
-        self._write(study, rows)
+        self.write(study, rows)
         with atomic_file(self.run / "tables" / f"costs {study}.csv") as draft:
             self.costs(study, variants).to_csv(draft)
         return rows
@@ -269,7 +269,7 @@ class Experiment:
             for row in Experiment(self.run, settings, catalog)._compared(study, variants):
                 named = {key: f"{row[key]} ({name} {value:g})" for key in ("variant", "reference") if row[key]}
                 rows.append(row | named | {"study": name, "value": value})
-        self._write(name, rows)
+        self.write(name, rows)
         return rows
 
     def _compared(self, study: str, variants: Iterable[str] | None) -> list[dict[str, Any]]:
@@ -319,10 +319,10 @@ class Experiment:
         rows = [row for study in studies.values() for row in study]
         adjust(rows, PLANNED)
         for study, of_study in studies.items():
-            self._write(study, of_study)
+            self.write(study, of_study)
         return rows
 
-    def _write(self, study: str, rows: list[dict[str, Any]]) -> None:
+    def write(self, study: str, rows: list[dict[str, Any]]) -> None:
         with atomic_file(self.run / "results" / f"{study}.json") as draft:
             draft.write_text(json.dumps(rows), encoding="utf-8")
 

@@ -18,7 +18,7 @@ LEVELS = (0.9, 0.95, 0.99)
 #: the study that holds every trained arm, those of no study included
 EVERYTHING = "everything trained"
 #: parts of the settings that decide an arm
-PARTS = ("text", "model", "keywords", "objectives", "training", "index", "evaluation")
+PARTS = ("text", "model", "keywords", "objectives", "training", "index")
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,7 @@ def _number(value: Any) -> Any:
 
 def names(settings: Settings) -> list[str]:
     """Every setting that an arm may change, by name."""
-    return [
-        f"{part}.{field.name}"
-        for part in PARTS
-        if part != "evaluation"
-        for field in dataclasses.fields(getattr(settings, part))
-    ]
+    return [f"{part}.{field.name}" for part in PARTS for field in dataclasses.fields(getattr(settings, part))]
 
 
 def completions(settings: Settings, typed: str) -> list[str]:

@@ -25,6 +25,7 @@ STUDIES = {
     "modal_adaptation": "Modal Adaptation",
     "keyword_enhancement": "Keyword Enhancement",
     "make": "The whole against its parts",
+    "online_simulation": "A simulated shop",
 }
 #: the two figures of the paper's abstract; whether points or per cent is not stated there
 PAPER = "MAKE's abstract reports relevance +1.88 % and recall hit rate +4.59 % for Modal Adaptation"
