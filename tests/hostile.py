@@ -78,7 +78,7 @@ def hostile_catalog(folder, hostile=True):
 
 
 def untrained_retrievers(catalog):
-    """Small models as they are born, but for a gate and a cross attention that are stirred up."""
+    """Small models as they are born, but for a gate and word weights that are stirred up."""
     tokenizer = train_tokenizer(catalog.products["title"].fillna(""), 400)
     found = {}
     for fusion in ("adaptive", "title", "joint"):
@@ -86,6 +86,6 @@ def untrained_retrievers(catalog):
         model = MakeModel.from_settings(Model(fusion=fusion, width=32, dim=16), Text(), Objectives(), tokenizer).eval()
         if fusion == "adaptive":
             torch.nn.init.normal_(model.fusion.weigh.mlp[-1].weight)
-            torch.nn.init.normal_(model.fusion.cross[0].scale)
+            torch.nn.init.normal_(model.fusion.words.mlp[-1].weight)
         found[fusion] = Retriever.build(fusion, model, catalog)
     return found

@@ -37,6 +37,7 @@ from makelib.study.studies import PLANNED
 from makelib.study.tuning import TRIALS
 from makelib.workbook import plots
 from makelib.workbook.explorer.html import picture_uri, text
+from makelib.workbook.reports import verdict as verdicts
 
 METRICS = ["Rel@10", "Recall@100", "HitRate@100", "nDCG@10"]
 
@@ -320,6 +321,52 @@ def planned(experiment: Experiment, metrics: Sequence[str] = ("Rel@10", "HitRate
     return shown.set_caption(
         f"Not run, yet counted in the correction: {', '.join(left)}." if left else "All planned ran."
     )
+
+
+def claims(rows: Sequence[dict[str, Any]], experiment: Experiment) -> pd.DataFrame:
+    """The paper's claims that these rows speak of, each beside what was found here; see `verdict.claims`."""
+    alpha = experiment.settings.evaluation.alpha
+    studies = {row["study"] for row in rows}
+    spoken = [claim for claim in verdicts.claims(rows, alpha) if claim["study"] in studies]
+    table = [
+        {
+            "claim": claim["claim"],
+            "the paper": claim["paper"],
+            "compared here": claim["comparison"],
+            "ours, points": "–"
+            if claim["ours"] is None
+            else f"{verdicts.points(claim['ours'])} {verdicts.bounds(claim['interval'])}",
+            "test": verdicts.p_text(claim["p_value"]),
+            "verdict": claim["verdict"],
+            "what would change it": claim["change"],
+        }
+        for claim in spoken
+    ]
+    return pd.DataFrame(table).style.hide(axis="index")
+
+
+def shoppers(
+    rows: Sequence[dict[str, Any]],
+    metrics: Sequence[str] = ("relevance@10", "clicks@10", "purchases@10", "exclusive@10"),
+) -> pd.DataFrame:
+    """Result rows of the simulated shop, one line per metric and group: both arms and their difference; counts, not per cent."""
+    means = {(row["variant"], row["metric"], row["segment"]): row["mean"] for row in rows}
+    table = [
+        {
+            "metric": row["metric"],
+            "shoppers": row["segment"],
+            row["variant"]: row["mean"],
+            row["reference"]: means[row["reference"], row["metric"], row["segment"]],
+            "difference": row["difference"],
+            "from": row["difference_interval"][0],
+            "to": row["difference_interval"][1],
+            "p": row["p_value"],
+        }
+        for metric in metrics
+        for row in rows
+        if row["metric"] == metric and row["reference"] is not None and "−" not in row["segment"]
+    ]
+    return pd.DataFrame(table).style.format(precision=3).hide(axis="index")
 
 
 # -- 6 · index --------------------------------------------------------------------------------------------------------

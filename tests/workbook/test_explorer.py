@@ -39,7 +39,7 @@ from makelib.settings import preset, write_yaml
 from makelib.study.arms import scoring_key
 from makelib.study.experiment import Experiment
 from makelib.workbook.explorer import html as explorer_html
-from makelib.workbook.explorer import widget as widget_module
+from makelib.workbook.explorer import live as live_module
 from makelib.workbook.explorer.state import State
 from makelib.workbook.explorer.views import Views, once, telling_queries
 from makelib.workbook.explorer.widget import DEBOUNCE, QueryExplorer
@@ -418,7 +418,7 @@ def test_missing_title_and_image_are_said(views):
 def test_the_widget_and_its_static_twin_are_two_outputs(explorer, monkeypatch):
     """One output with both would show only the widget, also where its kernel is gone."""
     shown = []
-    monkeypatch.setattr(widget_module, "display", lambda *what, raw=False: shown.append(what[0]))
+    monkeypatch.setattr(live_module, "display", lambda *what, raw=False: shown.append(what[0]))
     explorer._ipython_display_()
     assert shown[0] is explorer.widget
     assert "Colour" in shown[1]["text/html"]
@@ -436,9 +436,9 @@ def test_an_explorer_that_is_shown_anew_in_its_cell_lets_the_old_one_go(retrieve
     class Shell:
         parent_header: ClassVar = {"metadata": {"cellId": "one"}}
 
-    monkeypatch.setattr(widget_module, "display", lambda *what, raw=False: None)
-    monkeypatch.setattr(widget_module, "get_ipython", Shell)
-    monkeypatch.setattr(widget_module, "_SHOWN", {})
+    monkeypatch.setattr(live_module, "display", lambda *what, raw=False: None)
+    monkeypatch.setattr(live_module, "get_ipython", Shell)
+    monkeypatch.setattr(live_module, "_SHOWN", {})
     monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5")
     kept = []
     for _ in range(3):

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,14 +77,11 @@ class AblationExplorer(Live):
                 self._draw()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        bundle = {
+        """The static twin: what headless runs and exported pages show."""
+        return {
             "text/plain": f"AblationExplorer({self.views.experiment.run})",
             "text/html": self.views.twin(self.state),
         }
-        if os.environ.get("MAKELIB_HEADLESS") == "1":
-            return bundle
-        live = self.widget._repr_mimebundle_()
-        return {**bundle, **{kind: value for kind, value in live.items() if kind != "text/plain"}}
 
     # -- widgets --------------------------------------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets as widgets
+from IPython import get_ipython
+from IPython.display import display
 
 from makelib.runtime import UserError
 from makelib.workbook.explorer import html as draw
@@ -17,9 +20,14 @@ from makelib.workbook.explorer import html as draw
 PATIENCE = 0.25
 
 
+#: the explorer that each cell of the notebook shows
+_SHOWN: dict[str, Live] = {}
+
+
 class Live:
     """Base of the explorers. A subclass has a `state`, an `alert` (`widgets.HTML`), `_set_controls()`, which makes the controls
-    show the state, and `_show(state, turn, loop, …)`, which draws it and may be overtaken at every `await`."""
+    show the state, `_show(state, turn, loop, …)`, which draws it and may be
+    overtaken at every `await`, a `widget`, and its static twin as `_repr_mimebundle_`."""
 
     state: Any
     alert: widgets.HTML
@@ -31,6 +39,33 @@ class Live:
         self._turn = 0
         self._drawing: asyncio.Task | None = None
         self._quiet = False
+
+    def _ipython_display_(self) -> None:
+        """The widget, and beside it its twin for whoever opens the saved notebook without its kernel; a page that is never saved,
+        Voilà's, has no use for that one."""
+        if os.environ.get("MAKELIB_HEADLESS") == "1":
+            return display(self._repr_mimebundle_(), raw=True)
+        self._succeed()
+        display(self.widget)
+        if not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
+            twin = self._repr_mimebundle_()
+            display({**twin, "text/html": draw.twin(twin["text/html"])}, raw=True)
+
+    def _succeed(self) -> None:
+        """Take the place of the explorer that this cell showed before: ipywidgets would keep it for ever."""
+        shell = get_ipython()
+        cell = shell.parent_header.get("metadata", {}).get("cellId") if hasattr(shell, "parent_header") else None
+        if cell is not None:
+            before = _SHOWN.get(cell)
+            _SHOWN[cell] = self
+            if before is not None and before not in _SHOWN.values():
+                before.close()
+
+    def close(self) -> None:
+        """End the widget and give back what it holds."""
+        if box := self.__dict__.pop("widget", None):
+            for part in parts(box):
+                part.close()
 
     def _guard(self, action: Callable[[Any], None]) -> Callable[[Any], None]:
         """A callback that shows what goes wrong as a sentence; errors in widget callbacks would otherwise vanish."""
@@ -100,3 +135,13 @@ class Live:
 
 class Overtaken(Exception):
     """A newer state is being drawn; whoever raises this draws no more."""
+
+
+def parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    """A widget and all that hangs on it."""
+    for name in ("layout", "style"):
+        if isinstance(part := getattr(widget, name, None), widgets.Widget):
+            yield part
+    for child in getattr(widget, "children", ()):
+        yield from parts(child)
+    yield widget

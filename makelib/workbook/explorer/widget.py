@@ -11,32 +11,26 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-from IPython import get_ipython
-from IPython.display import HTML, display
+from IPython.display import HTML
 
 from makelib.runtime import UserError, atomic_file
 from makelib.search import explain
 from makelib.search.retriever import Retriever
 from makelib.study.experiment import Experiment
 from makelib.workbook.explorer import html as draw
-from makelib.workbook.explorer.live import Live, Overtaken
+from makelib.workbook.explorer.live import Live, Overtaken, parts
 from makelib.workbook.explorer.state import ANEW, SEARCH_BY, SIZES, State
 from makelib.workbook.explorer.views import Views, telling_queries
 
 #: seconds without a key until what was typed is searched
 DEBOUNCE = 0.08
-
-
-#: the explorer that each cell of the notebook shows
-_SHOWN: dict[str, QueryExplorer] = {}
 
 
 class QueryExplorer(Live):
@@ -111,31 +105,10 @@ class QueryExplorer(Live):
             "text/html": self.views.twin(self.queries, self.state),
         }
 
-    def _ipython_display_(self) -> None:
-        """The widget, and beside it its twin for whoever opens the saved notebook without its kernel; a page that is never saved,
-        Voilà's, has no use for that one."""
-        if os.environ.get("MAKELIB_HEADLESS") == "1":
-            return display(self._repr_mimebundle_(), raw=True)
-        self._succeed()
-        display(self.widget)
-        if not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-            twin = self._repr_mimebundle_()
-            display({**twin, "text/html": draw.twin(twin["text/html"])}, raw=True)
-
-    def _succeed(self) -> None:
-        """Take the place of the explorer that this cell showed before: ipywidgets would keep it for ever."""
-        shell = get_ipython()
-        cell = shell.parent_header.get("metadata", {}).get("cellId") if hasattr(shell, "parent_header") else None
-        if cell is not None:
-            before = _SHOWN.get(cell)
-            _SHOWN[cell] = self
-            if before is not None and before not in _SHOWN.values():
-                before.close()
-
     def close(self) -> None:
         """End the widget and give back what it holds."""
         if box := self.__dict__.pop("widget", None):
-            for part in _parts(widgets.VBox([box, *self._cells])):
+            for part in parts(widgets.VBox([box, *self._cells])):
                 part.close()
             self._cells = []
 
@@ -413,13 +386,3 @@ def _line(*children: widgets.Widget) -> widgets.HBox:
 
 def _column(*children: widgets.Widget) -> widgets.VBox:
     return widgets.VBox(children)
-
-
-def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
-    """A widget and all that hangs on it."""
-    for name in ("layout", "style"):
-        if isinstance(part := getattr(widget, name, None), widgets.Widget):
-            yield part
-    for child in getattr(widget, "children", ()):
-        yield from _parts(child)
-    yield widget

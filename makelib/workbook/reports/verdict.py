@@ -214,7 +214,7 @@ CLAIMS = (
 
 
 def claims(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> list[dict[str, Any]]:
-    """The paper's claims, each beside what this run found: `claim, paper, ours, interval, p_value, verdict, change`.
+    """The paper's claims, each beside what this run found: `claim, paper, study, comparison, ours, interval, p_value, verdict, change`.
 
     `ours` is a difference in fractions. `verdict` is `supported` (significant, in the claimed direction), `not supported`
     (anything else that was tested) or `cannot be tested here`; `change` says what would change it.
@@ -227,6 +227,7 @@ def claims(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> list[dict[
             {
                 "claim": claim,
                 "paper": paper,
+                "study": pair[0],
                 "comparison": f"{pair[1]} − {pair[2]}, {metric}" + ("" if segment == "all" else f", {segment}"),
                 "ours": row["difference"] if row else None,
                 "interval": row.get("difference_interval") if row else None,
