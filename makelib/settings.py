@@ -30,7 +30,7 @@ AT_LEAST = {
     "bazaar.products": 1, "bazaar.queries": 1, "bazaar.clicks": 1, "bazaar.image_size": 8, "text.vocabulary": 1,
     "text.query_tokens": 3, "text.title_tokens": 3, "text.enriched_tokens": 3, "model.dim": 1, "model.width": 1,
     "model.heads": 1, "model.image_size": 8, "model.gate_temperature": 1e-6,
-    "training.batch_size": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
+    "training.batch_size": 1, "training.image_warmup_batch": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
     "index.hnsw_search": 1, "evaluation.cutoffs": 1, "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
 }  # fmt: skip
 FUSIONS = ("title", "image", "mean", "global", "category", "joint", "gate", "adaptive")

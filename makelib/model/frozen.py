@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 
 from makelib.data.catalog import Catalog
 from makelib.model.encoders import ImageEncoder
 from makelib.model.make import MakeModel
-from makelib.runtime import atomic_file, fingerprint, progress
+from makelib.runtime import alone, atomic_file, fingerprint, progress
 
 #: photographs between two marks from which an interrupted computation goes on
 PIECE = 1024
@@ -50,7 +49,7 @@ def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> 
     shape = (len(pixels), 2, encoder.grid**2, encoder.channels)
     if len(pixels) == 0:
         return np.zeros(shape, np.float16)
-    with filelock.FileLock(file.with_suffix(".lock")):
+    with alone(file):
         if not file.is_file():
             _compute(encoder, pixels, file, shape, model.config.image_backbone)
     return np.load(file, mmap_mode="r")
