@@ -266,7 +266,11 @@ class Experiment:
         for value in values:
             settings = self.settings.replace(**{setting: value})
             catalog = open_catalog(self.catalog.name, settings) if setting.startswith("bazaar.") else self.catalog
-            for row in Experiment(self.run, settings, catalog)._compared(study, variants):
+            run = self.run  # but arms of another world are kept apart from those that are compared here
+            if catalog.fingerprint != self.catalog.fingerprint:
+                run = self.run / "worlds" / f"{name} {value:g}"
+                run.mkdir(parents=True, exist_ok=True)
+            for row in Experiment(run, settings, catalog)._compared(study, variants):
                 named = {key: f"{row[key]} ({name} {value:g})" for key in ("variant", "reference") if row[key]}
                 rows.append(row | named | {"study": name, "value": value})
         self.write(name, rows)

@@ -326,7 +326,8 @@ def test_a_sweep_is_its_study_at_each_value(experiment, rows, monkeypatch):
     sweep = Sweep("bazaar.missing_image", (0.03, 0.5), "modal_adaptation", ("title", "adaptive"))
     monkeypatch.setitem(SWEEPS, "no_image", sweep)
     found = experiment.sweep("no_image")
-    assert len(set((experiment.run / "models").iterdir()) - kept) == 2  # at .03 the arms were there
+    assert set((experiment.run / "models").iterdir()) == kept  # at .03 the arms were there
+    assert len(list((experiment.run / "worlds" / "no_image 0.5" / "models").iterdir())) == 2
     mine = [
         row for row in found if row["segment"] == "all" and row["metric"] == "Rel@10" and row["p_value"] is not None
     ]
