@@ -55,5 +55,6 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy --no-error-summary
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id \
 	  --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" $(NOTEBOOKS))

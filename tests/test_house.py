@@ -135,3 +135,8 @@ def test_the_method_page_names_every_planned_comparison_and_every_rule():
 def test_nobody_cites_a_page_that_is_not_here():
     listed = subprocess.run(["git", "grep", "-lw", "METHOD", "--", "makelib", "docs", "notebooks"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert listed.stdout == ""
+
+
+def test_make_check_asks_the_contracts_and_the_types():
+    made = subprocess.run(["make", "-n", "check"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"lint-imports", "mypy"} <= {word.rsplit("/", 1)[-1] for word in made.split()}

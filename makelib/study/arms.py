@@ -100,7 +100,7 @@ def _train(catalog: Catalog, settings: Settings, seed: int, target: Path):
     noted = 0
     (target / LIVE).unlink(missing_ok=True)
 
-    def on_step(stage: str, step: int, curves: list[dict[str, float]]) -> None:
+    def on_step(stage: str, step: int, curves: list[dict[str, Any]]) -> None:
         nonlocal noted
         if step % 5 == 0 or step == 1 or len(curves) > noted:
             (target / "steps").write_text(str(before[stage] + step))

@@ -132,7 +132,8 @@ def interval(
     if len(names) < 2:
         return float(scores[:, keep].mean()), np.nan, np.nan
     found = estimate(scores[:, keep], codes)
-    return float(found.mean), *map(float, found.interval(alpha))
+    low, high = found.interval(alpha)
+    return float(found.mean), float(low), float(high)
 
 
 def paired_difference(

@@ -180,7 +180,7 @@ def hurt(rows: Sequence[Mapping[str, Any]], alpha: float, metric: str = "Rel@10"
     ]
     corrected = holm([row["p_value"] for row in segments])
     return [
-        row | {"p_value_holm": p}
+        {**row, "p_value_holm": p}
         for row, p in zip(segments, corrected, strict=True)
         if row["difference"] < 0 and p < alpha
     ]

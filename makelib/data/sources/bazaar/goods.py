@@ -211,7 +211,7 @@ class Spoken:
         return self.space.join(self.words[key][code][which] for key, code, which in words)
 
 
-def _missing(settings: Bazaar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _missing(settings: Bazaar) -> tuple[np.ndarray, ...]:
     """Products without title, without image, with a placeholder: bool (N,) each, no product in two of them."""
     order = np.random.default_rng([settings.seed, 6]).permutation(settings.products)
     shares = np.cumsum([settings.missing_title, settings.missing_image, PLACEHOLDER])

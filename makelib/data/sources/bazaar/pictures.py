@@ -292,7 +292,7 @@ def _warp(x: np.ndarray, y: np.ndarray, silhouettes: np.ndarray) -> tuple[np.nda
     # at the top, at the bottom: width of the article relative to the drawing; then its height
     form = {"slim": (0.6, 0.6, 1.08), "wide": (1.22, 1.22, 0.86), "flared": (0.5, 1.2, 1.0), "tapered": (1.2, 0.5, 1.0),
             "short": (0.98, 0.98, 0.6)}  # fmt: skip
-    top, bottom, height = np.float32([form[name] for name in SILHOUETTES])[silhouettes].T[..., None, None]
+    top, bottom, height = np.array([form[name] for name in SILHOUETTES], np.float32)[silhouettes].T[..., None, None]
     y = y / height
     return x / np.clip((top + bottom) / 2 + (bottom - top) / 2 * y, 0.3, 1.4), y
 

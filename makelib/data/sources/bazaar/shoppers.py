@@ -91,7 +91,7 @@ def draw_intents(settings: Bazaar, goods: Goods, cold: np.ndarray, rng: np.rando
     return Intents(wanted, implied, relevant)
 
 
-def _answerable(goods: Goods, cold: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _answerable(goods: Goods, cold: np.ndarray) -> tuple[np.ndarray, ...]:
     """All combinations of values that 3 to 80 products share, and each type and category: constraints int (n, attributes),
     how often shoppers want them (n,), whether the other words imply the type or category, bool (n,), whether the goods
     are image-led (n,)."""

@@ -53,7 +53,7 @@ def health_report(catalog: Catalog) -> str:
 
 def lost(health: dict[str, Any]) -> dict[str, float]:
     """Share of each table's rows and of the photographs named that could not be kept."""
-    shares = {
+    shares: dict[str, float] = {
         table: health[table]["dropped"] / max(1, health[table]["read"])
         for table in ("products", "queries", "interactions")
         if table in health

@@ -98,7 +98,7 @@ def _reading(table: Table, options: ImportOptions) -> Reading:
     wanted = (*stated, *options.label_columns, *options.text_columns, *labelled)
     if missing := [column for column in wanted if column not in named]:
         raise UserError(f"{table.path} has no column {missing[0]!r}; it has the columns {', '.join(named)}.")
-    guesses = PRODUCT_COLUMNS | (system.columns if system else {})
+    guesses = {**PRODUCT_COLUMNS, **(system.columns if system else {})}
     if system:
         guesses = {column: guesses.get(column, ()) for column in guesses if column not in ("image", "images")} | {
             "image": (), "images": ()

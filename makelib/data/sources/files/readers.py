@@ -16,7 +16,7 @@ import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -138,7 +138,7 @@ class Table:
 
     # Each reader yields (values or None, reason, detail).
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self) -> Generator[str, None, None]:
         with open(self.path, encoding=self.encoding, errors="surrogateescape", newline="") as file:
             yield from file
 
@@ -204,7 +204,7 @@ class Table:
         beyond = "".join(cell.strip() for name, cell in zip(self.columns, cells, strict=True) if not name)
         return values | ({"": beyond} if beyond else {})
 
-    def _sheet(self) -> Iterator[list[str]]:
+    def _sheet(self) -> Generator[list[str], None, None]:
         try:
             book = openpyxl.load_workbook(self.path, read_only=True, data_only=True)
         except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError, OSError) as error:

@@ -85,7 +85,7 @@ def hide(
     """
     find = pattern(phrases)
     hidden, terse = list(titles), np.array(chosen, dtype=bool)
-    for row in np.flatnonzero(terse):
+    for row in np.flatnonzero(terse).tolist():
         head, tail = titles[row][: keep[row]], titles[row][keep[row] :]
         left, found = find.subn(_gap, tail)
         if found:
