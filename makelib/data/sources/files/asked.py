@@ -226,7 +226,7 @@ def _from_log(
             own = frame.assign(query_id=frame["query_id"] + name, split=split)
             parts.append(own[own["query_id"].isin(events["query_id"])])
         frame = pd.concat(parts, ignore_index=True)
-    events = events.assign(label=log.grades(events, scale), weight=log.repeats(clicked.to_numpy(float), propensity))
+    events = events.assign(label=log.grades(events, scale), weight=log.repeats(np.asarray(clicked, float), propensity))
     judged = events.groupby(["query_id", "product_id"], as_index=False)["label"].max().assign(kind="judgment")
     clicks = events[events["label"] > 0].groupby(["query_id", "product_id"], as_index=False)["weight"].sum()
     times = np.minimum(clicks["weight"], log.MOST_REPEATS)

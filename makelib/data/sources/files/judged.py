@@ -44,8 +44,12 @@ class Lines:
 
 def tables_of(folder: Path, encoding: str) -> tuple[list[tuple[Table | Lines, str]], list[tuple[Table | Lines, str]]]:
     """The tables of queries and those of interactions, each with the split that its name states (or "")."""
-    queries = [(Table(path, encoding), "") for path in [find(folder, "queries")] if path]
-    interactions = [(Table(path, encoding), "") for path in [find(folder, "interactions")] if path]
+    queries: list[tuple[Table | Lines, str]] = [
+        (Table(path, encoding), "") for path in [find(folder, "queries")] if path
+    ]
+    interactions: list[tuple[Table | Lines, str]] = [
+        (Table(path, encoding), "") for path in [find(folder, "interactions")] if path
+    ]
     if not queries:
         topics = sorted(path for path in folder.iterdir() if re.match(r"topics\b", path.name, re.IGNORECASE))
         queries = [(Lines(path, ("query_id", "query")), _split(path)) for path in topics]
