@@ -1,6 +1,7 @@
 """The method: from tables to trained weights. This room reads catalogues and knows neither index nor test queries.
 
 In reading order: `encoders` (query, title and image), `fusion` (Modal Adaptation and its rivals), `keywords` (Keyword Enhancement), `losses`
-(the objectives), `make` (the model), `batches` (what a step sees), `warmup` (the image encoder learns to see), `optim`, `checkpoint`,
+(the objectives), `make` (the model), `batches` (what a step sees), `warmup` (the image encoder learns to see),
+`frozen` (towers that are read, not trained), `optim`, `checkpoint`,
 `ranks` (several processes as one), and `training` (the loop).
 """
