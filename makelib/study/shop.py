@@ -115,7 +115,7 @@ def simulate(
     group = np.repeat(list(HISTORY), len(queries))
     segments = pd.DataFrame({"all": True, **{name: group == name for name in HISTORY}}, index=ids)
     judged = experiment.settings.evaluation
-    rows = result_rows(STUDY, frames, [tuple(variants)], segments, judged)
+    rows = result_rows(STUDY, frames, [(variants[0], variants[1])], segments, judged)
     rows += _contrasts(frames, tuple(variants), judged)
     experiment.write(STUDY, rows)
     return rows, ab_test(crowds, variants, judged.alpha)
