@@ -207,8 +207,7 @@ class Experiment:
                 doing = (
                     "the workers load torch" if total == before else "indexing and judging" if total == steps else ""
                 )
-                if bar.desc.rstrip(": ") != (said := f"{what}: {doing}" if doing else what):
-                    bar.set_description(said)
+                bar.set_description(f"{what}: {doing}" if doing else what, refresh=False)
                 bar.update(total - bar.n)
                 running = ", ".join(f"{label} {count}" for label, count in taken.items() if count) or doing
                 done = len(todo) - len(pending)
