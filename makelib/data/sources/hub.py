@@ -12,9 +12,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import json
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +22,12 @@ import huggingface_hub
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import requests
-import urllib3
 import yaml
 
 from makelib import settings
 from makelib.data.catalog import Catalog
+from makelib.data.sources import fetch as fetching
 from makelib.data.sources.files.importer import import_folder
-from makelib.data.sources.files.paths import MOST_BYTES
 from makelib.runtime import UserError, atomic_file, fingerprint, progress
 
 #: share of the training queries that become validation queries; the published test queries are left alone
@@ -43,15 +38,8 @@ ESCI_GAINS = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
 #: SQID's page: the address of 442 products is this picture, which shows none of them
 NO_PICTURE = "https://m.media-amazon.com/images/G/01/digital/video/web/Default_Background_Art_LTR._SX1080_FMjpg_.jpg"
 
-#: so many requests at a time
-CONNECTIONS = 8
 #: bytes read at least at a place of a remote file; the default, 5 MiB, would fetch the images between the words
 BLOCK = 2**16
-#: images asked for by address: seconds to connect and between bytes, seconds in all, and answers that mean "later"
-TIMEOUT, LONGEST, LATER = (5, 15), 60.0, (429, 500, 502, 503, 504)
-#: after so many failures in a row without an answer a host is down, and its other images are not asked for
-PATIENCE = 20
-USER_AGENT = "makelib (research on product search)"
 
 
 @dataclass(frozen=True)
@@ -225,7 +213,7 @@ def fetch(name: str, limit: int = 0, seed: int = 0, data: Path = Path("data")) -
         _embedded(chosen, place, first, images)
     elif chosen.addresses:
         repository, tables = chosen.addresses
-        _download(_addresses(_place(repository, name, data), tables, set(first["product_id"])), images)
+        fetching.fetch(_addresses(_place(repository, name, data), tables, set(first["product_id"])), images)
     judged = "query_id" in rows
     drawn = f"{len(first):,} products" + (f" of {rows['query_id'].nunique():,} queries" if judged else "")
     notes = [f"{drawn}, drawn with seed {seed}, of {read:,} rows read." if limit else f"All of it: {drawn}."]
@@ -311,7 +299,7 @@ def _rows(chosen: PublicSet, place: str, parts: Path, limit: int, seed: int) -> 
             _write(rows, path)
         return pd.read_parquet(path)
 
-    with _reading(place), concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
+    with _reading(place), concurrent.futures.ThreadPoolExecutor(fetching.CONNECTIONS) as pool:
         found = list(progress(pool.map(one, shards), description="rows", total=len(shards), unit="file"))
     read = sum(rows.attrs["read"] for rows in found)
     if not read:
@@ -362,39 +350,15 @@ def _reading(place: str) -> Iterator[None]:
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
-class _Images:
-    """The images of a raw folder: a file each, and a line in `missing.jsonl` for each that cannot be had."""
+class _Images(fetching.Store):
+    """The images of a raw folder."""
 
     def __init__(self, raw: Path) -> None:
-        self.folder = raw / "images"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._list = raw / "missing.jsonl"
-        self._lock = threading.Lock()
-        self.missing: dict[str, str] = {}
-        for line in self._list.read_text(encoding="utf-8").splitlines() if self._list.is_file() else ():
-            with contextlib.suppress(ValueError):  # a line that was cut off
-                self.missing.update(json.loads(line))
-
-    def path(self, product: str) -> Path:
-        return self.folder / hashlib.sha256(product.encode()).hexdigest()[:24]
+        super().__init__(raw / "images", raw / "missing.jsonl")
 
     def cell(self, product: str) -> str:
         """What the products table says."""
         return f"images/{self.path(product).name}" if self.path(product).is_file() else ""
-
-    def lacks(self, product: str) -> bool:
-        return product not in self.missing and not self.path(product).is_file()
-
-    def keep(self, product: str, data: bytes) -> None:
-        with atomic_file(self.path(product)) as draft:
-            draft.write_bytes(data)
-
-    def miss(self, product: str, reason: str, *, for_good: bool = True) -> None:
-        with self._lock:
-            self.missing[product] = reason
-            if for_good:
-                with open(self._list, "a", encoding="utf-8") as lines:
-                    lines.write(json.dumps({product: reason}) + "\n")
 
     def note(self, products: Sequence[str]) -> str:
         here = sum(self.path(key).is_file() for key in products)
@@ -429,7 +393,7 @@ def _embedded(chosen: PublicSet, place: str, first: pd.DataFrame, images: _Image
             if not wanted:
                 return
 
-    with _reading(place), concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
+    with _reading(place), concurrent.futures.ThreadPoolExecutor(fetching.CONNECTIONS) as pool:
         for _ in pool.map(one, rows["part"].unique()):
             pass
     bar.close()
@@ -440,59 +404,3 @@ def _addresses(place: str, tables: Sequence[str], products: set[str]) -> dict[st
         rows = _stream(place, list(tables), ("product_id", "image_url"), [("product_id", "in", list(products))])
         found = {row["product_id"]: row["image_url"] for row in rows}
     return {product: url for product, url in found.items() if url and url != NO_PICTURE}
-
-
-def _download(addresses: Mapping[str, str], images: _Images) -> None:
-    """Ask for images, few at a time; a host that says "later" is obeyed, one that never answers is left alone."""
-    wanted = [pair for pair in addresses.items() if images.lacks(pair[0])]
-    silent: Counter[str] = Counter()  # host -> failures in a row without an answer
-
-    def one(pair: tuple[str, str]) -> None:
-        product, url = pair
-        host = "".join(url.split("/")[2:3])
-        if silent[host] >= PATIENCE:
-            return images.miss(product, f"{host} does not answer", for_good=False)
-        try:
-            data = _get(session, url)
-        except _Refused as error:
-            silent[host] = 0
-            images.miss(product, str(error))
-        except requests.RequestException as error:
-            silent[host] += 1
-            images.miss(product, type(error).__name__, for_good=False)
-        else:
-            silent[host] = 0
-            images.keep(product, data)
-
-    retries = urllib3.Retry(
-        3, connect=0, read=1, status_forcelist=LATER, backoff_factor=1, retry_after_max=60, raise_on_status=False
-    )
-    with requests.Session() as session, concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
-        session.headers["User-Agent"] = USER_AGENT
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=retries))
-        for _ in progress(pool.map(one, wanted), description="images", total=len(wanted), unit="img"):
-            pass
-
-
-class _Refused(Exception):
-    """An answer that asking again would not change."""
-
-
-def _get(session: requests.Session, url: str) -> bytes:
-    try:
-        with session.get(url, timeout=TIMEOUT, stream=True) as answer:
-            if answer.status_code in LATER:
-                raise requests.HTTPError(f"status {answer.status_code}")
-            if answer.status_code != 200:
-                raise _Refused(f"status {answer.status_code}")
-            data, latest = bytearray(), time.monotonic() + LONGEST
-            for chunk in answer.iter_content(2**16):
-                data += chunk
-                if len(data) > MOST_BYTES:
-                    raise _Refused(f"larger than {MOST_BYTES >> 20} MiB")
-                if time.monotonic() > latest:
-                    raise requests.Timeout(f"longer than {LONGEST:.0f} s")
-            return bytes(data)
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
-        raise _Refused("no address") from None

@@ -24,12 +24,13 @@ import pyarrow as pa
 
 from makelib import settings
 from makelib.data.catalog import PRODUCTS, Catalog
+from makelib.data.sources import fetch as fetching
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
 from makelib.data.sources.files.health import duplicate_health, lost, title_health, warnings_of
 from makelib.data.sources.files.judged import tables_of
 from makelib.data.sources.files.options import ImportOptions, _yaml, read_options
-from makelib.data.sources.files.paths import Places, unpack
+from makelib.data.sources.files.paths import Lost, Places, address, is_address, unpack
 from makelib.data.sources.files.photos import Photo, Photos
 from makelib.data.sources.files.products import ProductRows, image_cells, read_products, split_attributes
 from makelib.data.sources.files.rows import Quarantine, find
@@ -188,7 +189,10 @@ def _photographs(
     unpacked, notices = unpack(folder, work)
     places, photos = Places(folder, unpacked), Photos(work / "photos.arrow")
     cells, owner, told = image_cells(places, rows, options.images_per_product)
-    # FETCH
+    if options.fetch:
+        wanted = [address(cell) for cell in cells if is_address(cell)]
+        places.fetched, line = _fetched(wanted, out.parent / ".fetched", options.allow_hosts)
+        notices.append(line)
 
     def broken(cell: int, photo: Photo) -> None:
         row = int(owner[cell])
@@ -224,6 +228,24 @@ def _photographs(
         )
     digests = list(itertools.compress(digests, whole))
     return _Seen(photos, counts, whole, digests, kept[whole], told, notices)
+
+
+def _fetched(wanted: list[str], folder: Path, allow: tuple[str, ...]) -> tuple[dict[str, Path | Lost], str]:
+    """Addresses -> the files that they were fetched to, or why not; and a line for the report. All imports share the folder."""
+    store = fetching.Store(folder, folder / "missing.jsonl")
+    fetching.fetch({url: url for url in wanted}, store, allow)
+    found = {
+        url: store.path(url) if store.path(url).is_file() else Lost(f"cannot be fetched ({store.missing.get(url, '')})")
+        for url in dict.fromkeys(wanted)
+    }
+    reasons = Counter(store.missing[url] for url, path in found.items() if isinstance(path, Lost))
+    here = len(found) - reasons.total()
+    why = (
+        f"; the others: {', '.join(f'{count:,} {reason}' for reason, count in reasons.most_common(5))}"
+        if reasons
+        else ""
+    )
+    return found, f"{here:,} of {len(found):,} addresses of photographs are fetched{why}."
 
 
 def _shares(words: Counter[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PRODUCT_COLUMNS = {
     "images": (
         "images", "imageurls", "additionalimagelink", "additionalimagelinks", "imagelinks", "gallery", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
     ),
+    "text": ("text",),
     "category": (
         "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department",
         "类目", "品类", "类别", "分类",

@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from makelib.data.sources.fetch import MOST_BYTES
 from makelib.runtime import UserError
 
-MOST_BYTES = 32 * 2**20
 #: an archive that unpacks to more than this is refused
 MOST_UNPACKED = 256 * 2**30
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

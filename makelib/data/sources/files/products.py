@@ -201,6 +201,8 @@ class _Collector:
     def _title(self, item: Item, values: dict[str, str]) -> str:
         title = text_of(item.title)
         self.marked_up += title != item.title
+        if not title.strip() and "text" in self.reading.mapping:  # test collections of texts without titles
+            title = " ".join(values[self.reading.mapping["text"]].split()[: self.options.text_words])
         if not self.texts:
             return title
         words, room = [title] if title else [], self.options.text_words

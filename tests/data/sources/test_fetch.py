@@ -1,0 +1,203 @@
+"""Fetching by address against a local server that is slow, lies, redirects, never ends, breaks off and asks to slow down:
+nothing hangs, nothing leaves its limits, and the second run goes on where the first stopped."""
+
+import contextlib
+import http.server
+import io
+import threading
+import time
+
+import pytest
+import requests
+from PIL import Image
+from test_exports import COUNT, counts, plain, shop, taken
+
+from makelib.data.sources import fetch as fetching
+from makelib.data.sources.fetch import Refused, Store, check, fetch, public
+from makelib.data.sources.files.health import health_report
+
+
+def jpeg(number):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, 9, 9)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+class Shop(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        with contextlib.suppress(OSError):
+            getattr(self, self.path.strip("/").split("/")[0].split("?")[0], self.photo)()
+
+    def reply(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def photo(self):
+        self.reply(200, jpeg(len(self.path)), Content_Type="text/html")  # it lies, and the photograph is good
+
+    def lies(self):
+        self.reply(200, b"<html>none here</html>", Content_Type="image/jpeg")
+
+    def gone(self):
+        self.reply(404)
+
+    def loopback(self):
+        self.reply(302, Location=f"http://127.0.0.2:{self.server.server_port}/photo/secret")
+
+    def local(self):
+        self.reply(302, Location="/photo/here")
+
+    def around(self):
+        self.reply(302, Location="/around")
+
+    def file(self):
+        self.reply(302, Location="file:///etc/passwd")
+
+    def endless(self):
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(100_000):
+            self.wfile.write(b"x" * 65536)
+
+    def slow(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    def breaks(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(jpeg(1))
+        self.close_connection = True
+
+    def busy(self):
+        self.server.busy += 1
+        if self.server.busy < 3:
+            self.reply(429, Retry_After="1")
+        else:
+            self.photo()
+
+    def always(self):
+        self.reply(503, Retry_After="0")
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shop) as server:
+        server.asked, server.busy, server.daemon_threads = [], 0, True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(fetching, "LONGEST", 1.0)
+    monkeypatch.setattr(fetching, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(fetching, "TIMEOUT", (2, 2))
+
+
+def at(server, path):
+    return f"http://127.0.0.1:{server.server_port}/{path}"
+
+
+def run(server, tmp_path, *paths, allow=("127.0.0.1",)):
+    store = Store(tmp_path / "store", tmp_path / "missing.jsonl")
+    fetch({path: at(server, path) for path in paths}, store, allow)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "for_good"),
+    [
+        ("lies", "is not an image", True),
+        ("gone", "status 404", True),
+        ("loopback", "is no https address", True),
+        ("around", "redirects without end", True),
+        ("file", "no address", True),
+        ("endless", "larger than 1 MiB", True),
+        ("slow", "Timeout", False),
+        ("breaks", "ConnectionError", False),
+        ("always", "asks to come back later", False),
+    ],
+)
+def test_what_cannot_be_had_has_a_reason_and_nothing_hangs(server, tmp_path, path, reason, for_good):
+    began = time.monotonic()
+    store = run(server, tmp_path, path, "photo/1")
+    assert time.monotonic() - began < 20
+    assert reason in store.missing[path] or (path == "breaks" and "Chunked" in store.missing[path])
+    assert not store.path(path).exists()
+    assert store.path("photo/1").read_bytes() == jpeg(len("/photo/1"))
+    assert "/photo/secret" not in server.asked
+    asked = len(server.asked)
+    run(server, tmp_path, path, "photo/1")
+    assert (len(server.asked) == asked) == for_good  # what is final or here is not asked for again
+
+
+def test_a_host_that_asks_to_slow_down_is_obeyed(server, tmp_path):
+    began = time.monotonic()
+    store = run(server, tmp_path, "busy/1")
+    assert store.path("busy/1").is_file()
+    assert time.monotonic() - began >= 2
+    assert server.asked == ["/busy/1"] * 3
+
+
+def test_a_redirect_within_what_is_allowed_is_followed(server, tmp_path):
+    assert run(server, tmp_path, "local").path("local").is_file()
+
+
+def test_private_hosts_are_for_those_who_name_them(server, tmp_path, monkeypatch):
+    assert run(server, tmp_path, "photo/1", allow=()).missing == {"photo/1": "is no https address"}
+    assert server.asked == []
+    # a public name that resolves to a private address: the connection is looked at before anything is sent
+    monkeypatch.setattr(fetching, "check", lambda *_: None)
+    with requests.Session() as session:
+        session.mount("http://", fetching._Guarded(()))
+        with pytest.raises(Refused, match="private"):
+            fetching.get(session, f"http://localhost:{server.server_port}/photo/1")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/a", "https://localhost/a", "https://[::1]/a", "https://10.0.0.1/a", "https://192.168.1.1/", "http://a.example/a",
+        "https://169.254.169.254/latest", "https://[::ffff:10.0.0.1]/", "ftp://a.example/a", "https:///a", "https://db.internal/", "https://[bad",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_refused(url):
+    with pytest.raises(Refused):
+        check(url)
+
+
+def test_addresses_that_are_not():
+    check("https://cdn.shop.example/a.jpg?v=1")
+    check("http://LOCALHOST:8000/a", ["localhost"])
+    assert public("93.184.216.34")
+
+
+def test_an_import_fetches_and_goes_on_where_it_was(server, tmp_path):
+    rows = [plain(i, image=at(server, f"gone/{i}" if i < 5 else f"photo/{'x' * i}")) for i in range(COUNT)]
+    folder = shop(tmp_path / "raw", rows)
+    assert counts(taken(folder, tmp_path / "out"))[1] == 0
+    catalog = taken(folder, tmp_path / "out", fetch=True, allow_hosts=["127.0.0.1"])
+    assert counts(catalog) == (COUNT, COUNT - 5, 0)
+    assert "5 status 404" in health_report(catalog)
+    asked = len(server.asked)
+    assert counts(taken(folder, tmp_path / "again", fetch=True, allow_hosts=["127.0.0.1"])) == (COUNT, COUNT - 5, 0)
+    assert len(server.asked) == asked
