@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from axe_playwright_python.sync_playwright import Axe
 from hostile import HOSTILE
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,13 @@ def easy_to_read(panel):
     assert panel.evaluate(PALE) == []
     assert panel.evaluate(NAMELESS) == []
     assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+
+
+def accessible(page, root="body"):
+    """No serious or critical finding of axe-core under `root`."""
+    found = Axe().run(page, root).response["violations"]
+    grave = [finding for finding in found if finding["impact"] in ("serious", "critical")]
+    assert [f"{finding['id']}: {finding['nodes'][0]['html'][:160]}" for finding in grave] == []
 
 
 def tour(panel, experiment):

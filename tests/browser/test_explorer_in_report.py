@@ -62,3 +62,18 @@ def test_the_twin_is_easy_to_read(pages, gated_page, theme):
     assert page.locator(".mkx-tile").count() == 126
     explore.easy_to_read(page.locator("main"))
     page.screenshot(path=explore.SCREENSHOTS / f"report-{theme}.png")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_twin_is_for_everybody(pages, gated_page, width, theme):
+    """axe-core finds nothing serious; in a narrow window titles side by side keep a line of their own."""
+    page, _ = gated_page(viewport={"width": width, "height": 900}, color_scheme=theme, bypass_csp=True)
+    page.goto((pages / "tame.html").as_uri())
+    explore.accessible(page)
+    narrowest = page.locator(".mkx-row .mkx-title").evaluate_all(
+        "all => Math.min(...all.map(title => title.getBoundingClientRect().width))"
+    )
+    assert narrowest >= 90
+    page.locator(".mkx-versus").first.screenshot(path=explore.SCREENSHOTS / f"versus-{width}-{theme}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

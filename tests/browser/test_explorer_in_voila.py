@@ -1,7 +1,10 @@
 """The explorer as a page for colleagues, as `make explore` serves it."""
 
+import time
+
 import explore
 import lab
+import psutil
 import pytest
 from playwright.sync_api import TimeoutError
 
@@ -58,3 +61,39 @@ def test_a_hostile_catalogue_stays_inert(address, gated_page):
     opened(page, f"{address}/voila/render/hostile.ipynb", explorers=2)
     explore.attack(page)
     assert (refused, dialogs) == ([], [])
+
+
+def kernels():
+    """Kernels that servers of these tests run."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.is_running() and any("ipykernel" in word for word in process.cmdline())
+    ]
+
+
+def test_a_mistake_is_a_sentence_on_the_page(workplace, address, gated_page):
+    lab.write_notebook(
+        workplace[0] / "notebooks" / "mistake.ipynb", "from makelib import Experiment", "Experiment.open('', 'quikc')"
+    )
+    page, refused = gated_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(90_000)
+    page.goto(f"{address}/voila/render/mistake.ipynb")
+    page.get_by_text("Unknown preset 'quikc'. Choose one of: quick, smoke, full.").wait_for()
+    assert "Traceback" not in page.locator("body").inner_text()
+    assert "show_tracebacks" not in page.locator("body").inner_text()
+    page.screenshot(path=explore.SCREENSHOTS / "voila-mistake.png")
+    assert refused == []
+
+
+def test_whoever_leaves_gives_his_kernel_back(address, gated_page):
+    before = len(kernels())
+    page, _ = gated_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(90_000)
+    opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
+    assert len(kernels()) == before + 1
+    page.goto("about:blank")
+    deadline = time.monotonic() + 30
+    while len(kernels()) > before:
+        assert time.monotonic() < deadline, "the kernel of a visitor who left still runs"
+        time.sleep(0.5)

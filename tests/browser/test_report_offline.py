@@ -4,6 +4,7 @@ import base64
 import io
 import json
 
+import explore
 import nbformat
 import pytest
 from PIL import Image
@@ -157,3 +158,31 @@ def test_no_page_scrolls_sideways(report, gated_page, width):
     for name in ("index.html", "01_data.html", "02_training.html"):
         page.goto((report / name).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_every_page_is_for_everybody(report, gated_page, width, theme):
+    """axe-core: nothing serious or critical, and no cell above row labels that poses as a heading."""
+    page, _ = gated_page(viewport={"width": width, "height": 800}, color_scheme=theme, bypass_csp=True)
+    for name in ("index.html", "01_data.html", "02_training.html"):
+        page.goto((report / name).as_uri())
+        explore.accessible(page)
+        assert page.locator("thead th").evaluate_all("all => all.filter(th => !th.innerText.trim()).length") == 0, name
+    page.goto((report / "index.html").as_uri())
+    page.screenshot(path=explore.SCREENSHOTS / f"index-{width}-{theme}.png", full_page=True)
+
+
+def test_paper_holds_the_whole_page(report, gated_page):
+    """Dark text on white also where the screen is dark, tables no wider than the sheet, details open."""
+    page, _ = gated_page(viewport={"width": 700, "height": 900}, color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    for name in ("index.html", "01_data.html"):
+        page.goto((report / name).as_uri())
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        ink = page.locator("main p").first.evaluate("p => getComputedStyle(p).color.match(/\\d+/g).map(Number)")
+        assert max(ink[:3]) < 128, ink
+        wide = "all => all.filter(table => table.getBoundingClientRect().right > innerWidth).length"
+        assert page.locator("table").evaluate_all(wide) == 0, name
+        hidden = "all => all.filter(it => !it.checkVisibility({contentVisibilityAuto: true})).length"
+        assert page.locator("details.more pre, details.more table").evaluate_all(hidden) == 0, name

@@ -122,9 +122,22 @@ def _offline(page: str) -> str:
                 del element.attrs[name]
             elif name == "style":
                 element.attrs[name] = _EXTERNAL_STYLE.sub("none", value)
+    _for_all(soup)
     for style in soup.select("style"):
         style.string = _EXTERNAL_STYLE.sub("none", style.string or "")
     return str(soup)
+
+
+def _for_all(soup: BeautifulSoup) -> None:
+    """What scrolls can be reached by keyboard, and a cell above row labels is no empty heading."""
+    for number, output in enumerate(soup.select(".jp-OutputArea-output:has(table):not(:has(.mkx))"), start=1):
+        output.attrs |= {"tabindex": "0", "role": "region", "aria-label": f"Table {number}"}
+    for element in soup.select(".highlight pre, .jp-RenderedMarkdown pre, math[display=block]"):
+        element["tabindex"] = "0"
+    for heading in soup.select("thead th"):
+        if not heading.get_text(strip=True):
+            heading.name = "td"
+            heading.attrs.pop("scope", None)
 
 
 _EXTERNAL_STYLE = re.compile(r"""@import[^;]*;?|url\(\s*['"]?(?!data:|#)[^)]*\)""", re.I)
