@@ -39,7 +39,7 @@ lab: $(STAMP)
 
 explore: $(STAMP)
 	JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
-	  --Voila.$(UPLOADS) $(LEAVERS) --VoilaExecutor.show_tracebacks=True notebooks/05_query_explorer.ipynb
+	  --Voila.$(UPLOADS) $(LEAVERS) --show_tracebacks=True notebooks/05_query_explorer.ipynb
 
 reproduce: $(STAMP)
 	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)"
