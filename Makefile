@@ -25,7 +25,7 @@ help:
 	@echo "make reproduce  run all notebooks, write the report to OUT=$(OUT)"
 	@echo "                PRESET=smoke|quick|full|pretrained  CATALOG=bazaar|bazaar-zh|<folder>|hub:<name>  SEEDS=n (0: as the preset says)"
 	@echo "make test       unit tests, then notebooks and browser"
-	@echo "make bench      time each stage on this machine"
+	@echo "make bench      time each stage on this machine, and against peers; ratios in reports/bench"
 	@echo "make check      lint, format, imports between rooms, types, notebooks without outputs"
 
 $(STAMP):
@@ -49,6 +49,7 @@ test: $(STAMP)
 	$(BIN)/pytest -vv --durations=8 -m "notebooks or browser"
 
 bench: $(STAMP)
+	@$(BIN)/python -c "import open_clip" 2>/dev/null || $(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m makelib bench --preset smoke
 
 check: $(STAMP)

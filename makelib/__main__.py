@@ -202,8 +202,8 @@ def bench(given: Namespace) -> None:
     from makelib.settings import preset
     from makelib.study.bench import bench
 
-    table = bench(preset(given.preset).replace(**overrides(given.set)))
-    print(f"{_table(table)}\n\n{table.attrs['legend']}")
+    table = bench(preset(given.preset).replace(**overrides(given.set)), given.out)
+    print(f"{_table(table)}\n\n{table.attrs['legend']}; ratios: {given.out}")
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -336,7 +336,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="archive (default: <run>.zip beside the run)")
 
     sub = add(commands, bench, "bench", "time each stage on this machine", changes)
-    sub.epilog = "Takes a minute with --preset smoke."
+    sub.add_argument(
+        "--out", type=Path, default=Path("reports/bench"), help="folder of the ratios (default: reports/bench)"
+    )
+    sub.epilog = "Takes some minutes with --preset smoke; search is measured at a million products."
     return top
 
 

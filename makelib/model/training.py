@@ -128,9 +128,11 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
             description=stage, total=steps, unit="step", disable=on_step is not None or not accelerator.is_main_process
         )
         bar.update(state.step)
-        pending, clock = [], time.perf_counter()
+        pending, clock, waited = [], time.perf_counter(), 0.0
+        left = clock
         stopped = training.patience and state.stale >= training.patience  # before a checkpoint that is resumed now
         for batch in prepared(batches, stage, range(state.step, state.step if stopped else steps)):
+            waited += time.perf_counter() - left
             row = _step(wrapped, model, optimizer, accelerator, batch, settings, stage, state.step, steps, seed)
             pending.append(row)
             state.step += 1
@@ -139,10 +141,11 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
             saved = state.step % training.checkpoint_every == 0
             if measured or saved or state.step % LOG == 0:
                 read = _read(pending, accelerator, stage, state.step)
-                speed = training.batch_size * len(read) / (time.perf_counter() - clock)
-                state.curves += [row | {"triples per second": speed} for row in read]
+                seconds = time.perf_counter() - clock
+                speed = training.batch_size * len(read) / seconds
+                state.curves += [row | {"triples per second": speed, "waited": waited / seconds} for row in read]
                 bar.set_postfix(loss=f"{read[-1]['loss']:.3f}", triples=f"{speed:.0f}/s", refresh=False)
-                pending, clock = [], time.perf_counter()
+                pending, clock, waited = [], time.perf_counter(), 0.0
             if measured:
                 recall = validation_recall(model, catalog, settings)
                 state.curves[-1]["validation Recall@100"] = recall
@@ -159,6 +162,7 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
                 return model
             if training.patience and state.stale >= training.patience:
                 break
+            left = time.perf_counter()
         bar.close()
     model.load_state_dict(best)
     broadcast_weights(model)

@@ -21,14 +21,17 @@ from makelib.runtime import peak_memory_bytes, progress, set_threads
 from makelib.search.index import ProductIndex
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings
+from makelib.study import ratios
 from makelib.study.metrics import evaluate
 
 #: single queries per latency
 QUERIES = 200
+KINDS = ("exact", "hnsw", "ivf", "ivf-pq")
 
 
-def bench(settings: Settings) -> pd.DataFrame:
-    """Generate, import, train, encode, index and search once.
+def bench(settings: Settings, out: Path) -> pd.DataFrame:
+    """Generate, import, train, encode, index and search once; then what `makelib.study.ratios` measures against peers, as JSON
+    into `out`.
 
     Returns columns `stage, seconds, count, unit, per_second`: what was counted, and how many of it in a second. A
     training step includes its share of validation; a search is one query at a time, without the encoder.
@@ -57,7 +60,7 @@ def bench(settings: Settings) -> pd.DataFrame:
         queries = catalog.queries["query"].iloc[:QUERIES].tolist()
         with timed("encode queries, one by one", len(queries), "queries"):
             vectors = [model.encode_queries([query]) for query in queries]
-        for kind in ("exact", "hnsw", "ivf"):
+        for kind in KINDS:
             with timed(f"build {kind} index", len(catalog), "products"):
                 index = ProductIndex.build(
                     retriever.vectors.embedding,
@@ -69,6 +72,9 @@ def bench(settings: Settings) -> pd.DataFrame:
             with timed(f"search {kind}, best 100", len(vectors), "queries"):
                 for vector in vectors:
                     index.search(vector, min(100, len(catalog)))
+        ratios.write(out, "training", ratios.training(catalog, settings))
+        asked = np.concatenate(vectors)
+        ratios.write(out, "search", ratios.search(np.asarray(retriever.vectors.embedding), asked))
     table = pd.DataFrame(rows, columns=["stage", "seconds", "count", "unit", "per_second"])
     table.attrs["legend"] = f"{threads} threads; largest resident memory {peak_memory_bytes() / 2**30:.2f} GiB"
     return table
@@ -101,13 +107,12 @@ def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k
             grown[len(vectors) :] += random.normal(0, 0.3 / np.sqrt(vectors.shape[1]), grown[len(vectors) :].shape)
             grown /= np.linalg.norm(grown, axis=1, keepdims=True)
             exact = None
-            for kind in ("exact", "hnsw", "ivf"):
-                lists = int(4 * np.sqrt(size))
+            for kind in KINDS:
                 began = time.perf_counter()
                 index = ProductIndex.build(
                     grown.astype(np.float32),
                     [str(row) for row in range(size)],
-                    settings_module.Index(kind=kind, ivf_lists=lists, ivf_probes=max(1, lists // 16)),
+                    settings_module.Index(kind=kind),
                     model_fingerprint="bench",
                     catalogue_fingerprint="bench",
                 )
@@ -130,7 +135,7 @@ def quality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) ->
     catalog, depth = retriever.catalog, min(max(settings.evaluation.cutoffs), len(retriever.catalog))
     asked = retriever.model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
     rows = {}
-    for kind in ("exact", "hnsw", "ivf"):
+    for kind in KINDS:
         index = ProductIndex.build(
             retriever.vectors.embedding,
             catalog.products["product_id"],

@@ -96,7 +96,7 @@ def weights(folder, name):
 
 
 def curves(folder, name):
-    return pd.read_parquet(folder / name / "curves.parquet").drop(columns="triples per second")
+    return pd.read_parquet(folder / name / "curves.parquet").drop(columns=["triples per second", "waited"])
 
 
 @pytest.mark.parametrize("name", ["together", "one goes on", "two go on"])

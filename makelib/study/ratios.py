@@ -1,0 +1,195 @@
+"""What `make bench` measures against peers: this project's time or recall over another's, each ratio with its parts.
+
+Peers are the extra `bench` (`open_clip_torch`) and faiss. Everything is warmed up outside of the clock; medians are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import faiss
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from makelib.data.catalog import Catalog
+from makelib.model.batches import Batches, tokenizer_for
+from makelib.model.losses import objectives
+from makelib.model.make import MakeModel
+from makelib.model.training import LOG, train
+from makelib.runtime import UserError, atomic_file, provenance
+from makelib.search.index import ProductIndex
+from makelib.settings import Index, Settings
+
+#: products of the search benchmark, and how many neighbours are asked for
+PRODUCTS, DEPTH = 1_000_000, 100
+
+
+def write(folder: Path, name: str, result: dict[str, Any]) -> dict[str, float]:
+    """`folder/<name>.json` with a flat object `ratios`, what they were made of, and the machine; returns the ratios."""
+    with atomic_file(Path(folder) / f"{name}.json") as draft:
+        draft.write_text(json.dumps({**result, "provenance": provenance()}, indent=2), encoding="utf-8")
+    return result["ratios"]
+
+
+def training(catalog: Catalog, settings: Settings, steps: int = 40) -> dict[str, Any]:
+    """Steps of training, batch preparation included, at the settings' own batch and towers, texts read by one layer at least.
+
+    `train_vs_open_clip`: rows a second over those of `open_clip`'s training step with text and image towers of the same kind and
+    size (its pairs are title and image; ours are query, title and image with all objectives). `train_vs_ceiling`: floating-point
+    operations a second over those of large matrix products on this machine. `adaptive_vs_joint_step`: time of a step.
+    `batch_preparation_share`: share of a step's wall time in which it waits for its batch.
+    """
+    _peer()  # before the first minute is spent
+    settings = settings.replace(
+        **{
+            "training.steps": steps, "training.finetune_steps": 0, "training.evaluations": 1, "training.image_warmup": 0,
+            "training.patience": 0, "model.text_layers": max(1, settings.model.text_layers),
+        }
+    )  # fmt: skip
+    speed, waited = {}, {}
+    for fusion in ("adaptive", "joint"):
+        with tempfile.TemporaryDirectory() as folder:
+            train(catalog, settings.replace(**{"model.fusion": fusion}), 0, Path(folder), on_step=lambda *_: None)
+            curves = pd.read_parquet(Path(folder) / "curves.parquet").iloc[1 + LOG :]  # step 0, and those that warm up
+        speed[fusion] = float(curves["triples per second"].median())
+        waited[fusion] = float(curves["waited"].median())
+    size = settings.training.batch_size
+    peer, ceiling = size / _open_clip_step(settings), _ceiling()
+    achieved = _flops(catalog, settings) * speed["adaptive"] / size
+    return {
+        "ratios": {
+            "train_vs_open_clip": speed["adaptive"] / peer,
+            "train_vs_ceiling": achieved / ceiling,
+            "adaptive_vs_joint_step": speed["joint"] / speed["adaptive"],
+            "batch_preparation_share": waited["adaptive"],
+        },
+        "rows_per_second": {**speed, "open_clip": peer},
+        "gigaflops": {"training": achieved / 1e9, "ceiling": ceiling / 1e9},
+        "batch_size": size,
+    }
+
+
+def search(embedding: np.ndarray, queries: np.ndarray, products: int = PRODUCTS) -> dict[str, Any]:
+    """Search among `products` vectors: a trained model's own, copied with a little noise, so that the cloud keeps its shape.
+
+    `search_vs_faiss_1e6`: our exact search over plain faiss, the worse of one query and 64. `ann_*`: the kind `ivf` with
+    parameters by rule, recall of the exact first 100 and time of one query over exact.
+    """
+    random, dim = np.random.default_rng(0), embedding.shape[1]
+    grown = np.resize(embedding, (products, dim)).astype(np.float32)
+    for start in range(0, products, 100_000):
+        part = grown[start : start + 100_000]
+        part += random.normal(0, 0.3 / np.sqrt(dim), part.shape).astype(np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    ids, marks = np.arange(products).astype(str), {"model_fingerprint": "bench", "catalogue_fingerprint": "bench"}
+    plain = faiss.IndexFlatIP(dim)
+    plain.add(grown)
+    exact = ProductIndex.build(grown, ids, Index(kind="exact"), **marks)
+    began = time.perf_counter()
+    lists = ProductIndex.build(grown, ids, Index(kind="ivf"), **marks)
+    built = time.perf_counter() - began
+    one, many = queries[:1], np.resize(queries, (64, dim))
+    seconds = {
+        name: _median(call)
+        for name, call in {
+            "faiss, 1": lambda: plain.search(one, DEPTH),
+            "exact, 1": lambda: exact.search(one, DEPTH),
+            "ivf, 1": lambda: lists.search(one, DEPTH),
+            "faiss, 64": lambda: plain.search(many, DEPTH),
+            "exact, 64": lambda: exact.search(many, DEPTH),
+        }.items()
+    }
+    found, truth = lists.search(many, DEPTH)[0], exact.search(many, DEPTH)[0]
+    recall = np.mean([len(np.intersect1d(a, b)) / DEPTH for a, b in zip(found, truth, strict=True)])
+    return {
+        "ratios": {
+            "search_vs_faiss_1e6": max(seconds[f"exact, {n}"] / seconds[f"faiss, {n}"] for n in (1, 64)),
+            "ann_recall_1e6": float(recall),
+            "ann_time_vs_exact_1e6": seconds["ivf, 1"] / seconds["exact, 1"],
+        },
+        "seconds": seconds,
+        "products": products,
+        "dim": dim,
+        "index": lists.manifest["settings"],
+        "build_seconds": built,
+    }
+
+
+def _median(call: Callable[[], Any], times: int = 7) -> float:
+    """Seconds of a call, median of several after one that warms up."""
+    call()
+    measured = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        measured.append(time.perf_counter() - began)
+    return statistics.median(measured)
+
+
+def _peer() -> ModuleType:
+    try:
+        import open_clip
+    except ImportError:
+        raise UserError(
+            "The peer of the training benchmark is missing; install it with `pip install '.[bench]'`."
+        ) from None
+    return open_clip
+
+
+def _open_clip_step(settings: Settings) -> float:
+    """Seconds of `open_clip`'s step (forward, `ClipLoss`, backward, clip, AdamW), its batch made beforehand."""
+    open_clip = _peer()
+    model, size = settings.model, settings.training.batch_size
+    text = {
+        "context_length": settings.text.title_tokens, "vocab_size": settings.text.vocabulary, "width": model.width,
+        "heads": model.heads, "layers": model.text_layers,
+    }  # fmt: skip
+    vision = {
+        "timm_model_name": model.image_backbone, "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear",
+        "image_size": model.image_size,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    peer, loss = open_clip.CLIP(model.dim, vision, text), open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4)
+    images = torch.randn(size, 3, model.image_size, model.image_size)
+    titles = torch.randint(1, settings.text.vocabulary, (size, settings.text.title_tokens))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(*peer(images, titles)[:3]).backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), settings.training.clip)
+        optimizer.step()
+
+    return _median(step, 15)
+
+
+def _flops(catalog: Catalog, settings: Settings) -> float:
+    """Floating-point operations of one step forward and back, as torch counts them."""
+    tokenizer = tokenizer_for(catalog, settings)
+    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer).train()
+    inputs, pairs = Batches(catalog, tokenizer, settings, 0)("pretrain", 0)
+    with FlopCounterMode(display=False) as counter:
+        terms = objectives(
+            model(inputs, settings.objectives),
+            pairs,
+            settings.objectives,
+            settings.keywords,
+            fusion=settings.model.fusion,
+        )
+        sum(terms.values()).backward()
+    return float(counter.get_total_flops())
+
+
+def _ceiling(side: int = 1024) -> float:
+    """Floating-point operations a second of matrix products that fill the processor."""
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    return 2 * side**3 / _median(lambda: a @ b)
