@@ -23,7 +23,7 @@ from makelib.runtime import UserError, atomic_file, meant
 SHARES = {
     "bazaar.title_names_visible", "bazaar.synonyms", "bazaar.no_category", "bazaar.wrong_clicks", "bazaar.missing_title",
     "bazaar.missing_image", "bazaar.duplicates", "bazaar.cold", "files.hide_share", "model.dropout",
-    "model.text_dropout", "keywords.keyword_dropout", "training.warmup", "training.modality_dropout",
+    "model.summary_dropout", "keywords.keyword_dropout", "keywords.keyword_queries", "training.warmup", "training.modality_dropout",
     "training.word_dropout", "evaluation.alpha",
 }  # fmt: skip
 AT_LEAST = {
@@ -101,8 +101,8 @@ class Model:
     width: int = 256
     #: layers of the text encoders; 0: a bag of words
     text_layers: int = 0
-    #: share of the entries of a text's mean that are hidden in training
-    text_dropout: float = 0.3
+    #: share of the entries of a query's, a title's and an image's mean that are hidden in training
+    summary_dropout: float = 0.3
     heads: int = 4
     #: name or folder of a pretrained `transformers` text encoder; empty: a small one from scratch
     text_backbone: str = ""
@@ -134,6 +134,8 @@ class Keywords:
     #: keywords added to a query, at most
     per_query: int = 3
     keyword_dropout: float = 0.3
+    #: with enrichment, share of training queries replaced by one to three keywords of the clicked product
+    keyword_queries: float = 0.3
     #: keep the gradient of the keyword losses out of the product side
     detach_product: bool = False
 
@@ -162,7 +164,7 @@ class Objectives:
 class Training:
     """The loop, see `makelib.model.training`. One step is one batch of `batch_size` clicked (query, product) pairs, shared by all processes."""
 
-    steps: int = 360
+    steps: int = 300
     batch_size: int = 256
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
     image_warmup: int = 1600

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from makelib.data.catalog import Catalog
 from makelib.data.text import encode, train_tokenizer, word_starts
 from makelib.model.frozen import pictures
-from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich
+from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich, keyword_queries
 from makelib.model.make import MakeModel, ProductVectors, further_of
 from makelib.model.ranks import gather_rows, place, share
 from makelib.runtime import UserError
@@ -153,6 +153,14 @@ class Batches:
             present[both & (hidden > 1 - rate), 1] = False
         masks = self.masks(queries, products, mine)
         whole = _trimmed("query", self.query_tokens, queries) | {"draws": random.random((B, 2), np.float32)}
+        replaced = np.zeros(B, bool)
+        if settings.keywords.enrichment and settings.keywords.keyword_queries and stage == "pretrain":
+            texts, asked = keyword_queries(self.keywords, products, settings.keywords.keyword_queries, random)
+            replaced = np.array([text != "" for text in texts])
+            self.false_negatives.replace(masks, asked, products, mine)
+            texts = [text or self.query_texts[row] for text, row in zip(texts, queries, strict=True)]
+            tokens = encode(self.tokenizer, texts, settings.text.query_tokens)
+            whole |= {"query_ids": tokens["ids"], "query_mask": tokens["mask"]}
         said = whole["query_mask"].copy()
         drop_words(whole["query_mask"], settings.training.word_dropout, random)
         inputs = self._product_inputs("", products, present, mine, whole, random)
@@ -168,7 +176,7 @@ class Batches:
             texts = [self.query_texts[row] for row in queries[mine]]
             enriched = encode(self.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
             # the enriched query lacks the same words, or it would teach what the raw one could know without it
-            dropped = (said > whole["query_mask"])[mine, : enriched["mask"].shape[1]]
+            dropped = ((said > whole["query_mask"]) & ~replaced[:, None])[mine, : enriched["mask"].shape[1]]
             enriched["mask"][:, : dropped.shape[1]][dropped] = 0
             inputs |= {f"enriched_{name}": array for name, array in enriched.items()}
         if stage == "finetune" and self.mined is not None:

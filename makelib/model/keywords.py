@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import words
+from makelib.data.text import join, words
 from makelib.settings import Keywords
 
 
@@ -139,6 +139,25 @@ def enrich(
     return [" ".join(words_[keep]) for words_, keep in zip(picked, kept, strict=True)]
 
 
+def keyword_queries(
+    keywords: KeywordTable, product_rows: np.ndarray, share: float, random: np.random.Generator
+) -> tuple[list[str], sp.csr_matrix]:
+    """Queries made of one to three keywords of the clicked products, for a `share` of a batch's rows; "" for the others.
+
+    Shoppers' queries are few and soon learned by heart; these are without number. Also returns their words, csr (B, V).
+    """
+    ids, weights = keywords.ids[product_rows], keywords.weights[product_rows].astype(np.float64)  # (B, k)
+    score = np.where(ids >= 0, np.log(np.maximum(weights, 1e-12)) + random.gumbel(size=ids.shape), -np.inf)
+    rank = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1)
+    wanted = random.integers(1, 4, len(ids)) * (random.random(len(ids)) < share)
+    chosen = (rank < wanted[:, None]) & (ids >= 0)
+    row, place = np.nonzero(chosen)
+    counts = sp.csr_matrix(
+        (np.ones(len(row), np.float32), (row, ids[row, place])), (len(ids), len(keywords.vocabulary))
+    )
+    return [join(keywords.vocabulary[own[picked]]) for own, picked in zip(ids, chosen, strict=True)], counts
+
+
 @dataclass(frozen=True)
 class Masks:
     """positives, negatives bool (B, B); a pair that is neither is left out of every loss."""
@@ -216,6 +235,16 @@ class FalseNegatives:
         """Every other row is a negative, also the row's own click seen again: a named arm, and no baseline."""
         own = _own(queries, rows)
         return Masks(own, ~own)
+
+    def replace(self, masks: Masks, asked: sp.csr_matrix, products: np.ndarray, rows: slice) -> None:
+        """Rows of `masks` (b, B) whose query was replaced by the words `asked`, csr (B, V), in place: what they ask for is any
+        product whose title has them all, so none of these is a negative."""
+        counts = np.asarray(asked[rows].sum(axis=1)).ravel()
+        covered = (asked[rows] @ self.tables.titles[products].T).toarray() >= counts[:, None]
+        same_product = self.groups[products][rows, None] == self.groups[products]
+        at = counts > 0
+        masks.positives[at] = _own(products, rows)[at]
+        masks.negatives[at] = ~(covered | same_product)[at]
 
     def admissible(self, kind: str, query: int, products: np.ndarray) -> np.ndarray:
         """Which `products` (C,) may serve as mined negatives of a training query, bool (C,): none that shoppers clicked for it

@@ -51,7 +51,7 @@ class MakeConfig(PretrainedConfig):
         width: int = 64,
         heads: int = 4,
         dropout: float = 0.0,
-        text_dropout: float = 0.0,
+        summary_dropout: float = 0.0,
         gate_temperature: float = 1.0,
         text: dict | None = None,
         image_backbone: str = "test_resnet.r160_in1k",
@@ -65,7 +65,7 @@ class MakeConfig(PretrainedConfig):
         **other,
     ) -> None:
         self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
-        self.gate_temperature, self.text_dropout = gate_temperature, text_dropout
+        self.gate_temperature, self.summary_dropout = gate_temperature, summary_dropout
         self.text = (
             text
             or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
@@ -126,10 +126,10 @@ class MakeModel(PreTrainedModel):
         text = AutoConfig.for_model(**config.text)
         self.sees_title, self.sees_image = config.fusion != "image", config.fusion != "title"
         self.query_encoder = QueryEncoder(text, D)
-        # a text's mean loses some of its entries in training: a few thousand query strings are soon learned by heart
-        self.query_project = nn.Sequential(nn.Dropout(config.text_dropout), nn.Linear(D, d))
+        # a mean loses some of its entries in training: a few thousand query strings are soon learned by heart
+        self.query_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
         self.title_encoder = TitleEncoder(text, D)
-        self.title_project = nn.Sequential(nn.Dropout(config.text_dropout), nn.Linear(D, d))
+        self.title_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
         self.image_encoder = ImageEncoder(
             config.image_backbone,
             image_size=config.image_size,
@@ -138,7 +138,7 @@ class MakeModel(PreTrainedModel):
             frozen=config.image_frozen,
         )
         self.image_pool = ImagePool(D)
-        self.image_project = nn.Linear(D, d)
+        self.image_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
         self.fusion = make_fusion(
             config.fusion,
             width=D,
@@ -388,7 +388,7 @@ class MakeModel(PreTrainedModel):
             heads=model.heads,
             dropout=model.dropout,
             gate_temperature=model.gate_temperature,
-            text_dropout=model.text_dropout,
+            summary_dropout=model.summary_dropout,
             categories=categories,
             text=text_config(
                 model.text_backbone,

@@ -164,7 +164,7 @@ def _effects(retriever: Retriever) -> dict[str, tuple[int, np.ndarray, np.ndarra
 def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
     """Mean scores of the same model when every product is indexed whole, without its image, and without its title.
 
-    The leave-one-out check that weights alone cannot give: with cross attention a stream holds both modalities.
+    The leave-one-out check that weights alone cannot give: which words of a title count depends on the photograph, too.
     """
     catalog, model = retriever.catalog, retriever.model
     pixels, has_image = catalog.images(model.config.image_size)

@@ -20,8 +20,8 @@ from makelib.study.metrics import evaluate
 #: what each rival is tried with, one after the other: the preset as it is, and one setting moved either way
 TRIALS: tuple[dict[str, Any], ...] = (
     {},
-    {"model.text_dropout": 0.0},
-    {"model.text_dropout": 0.5},
+    {"model.summary_dropout": 0.0},
+    {"model.summary_dropout": 0.5},
     {"training.learning_rate": 2e-3},
     {"training.learning_rate": 8e-3},
     {"objectives.query_image": 1.0},

@@ -73,12 +73,17 @@ def test_without_layers_a_text_is_a_bag_of_words(tokenizer):
     assert sum(p.numel() for p in bag.query_encoder.parameters()) == len(tokenizer) * 32
 
 
-def test_entries_of_a_text_are_hidden_in_training_only(tokenizer):
-    model = make(tokenizer, **{"model.text_dropout": 0.5})
+def test_entries_of_a_summary_are_hidden_in_training_only(tokenizer):
+    model = make(tokenizer, **{"model.summary_dropout": 0.5})
     ids, mask = torch.tensor([[1, 40, 41]]), torch.ones(1, 3, dtype=torch.long)
-    assert torch.equal(model.query(ids, mask), model.query(ids, mask))
+    states = torch.randn(1, 4, 32)
+
+    def summaries():
+        return [model.query(ids, mask), *model.summaries(states, torch.ones(1, 4), states)]
+
+    assert all(torch.equal(one, two) for one, two in zip(summaries(), summaries(), strict=True))
     model.train()
-    assert not torch.equal(model.query(ids, mask), model.query(ids, mask))
+    assert not any(torch.equal(one, two) for one, two in zip(summaries(), summaries(), strict=True))
 
 
 def test_encoding_does_not_depend_on_the_batch(tokenizer, pixels):

@@ -404,15 +404,39 @@ def test_photographs_are_disturbed_each_its_own_way_and_never_in_place():
 
 
 def test_the_enriched_query_lacks_the_words_that_the_raw_one_lacks(catalog):
-    settings = tiny(**{"training.word_dropout": 0.5})
+    plain = {"keywords.keyword_queries": 0.0}
+    settings = tiny(**{"training.word_dropout": 0.5, **plain})
     inputs = Batches(catalog, tokenizer_for(catalog, settings), settings, 0)("pretrain", 0).inputs
     length = inputs["query_ids"].shape[1]
-    asked = Batches(catalog, tokenizer_for(catalog, settings), tiny(), 0)("pretrain", 0).inputs["query_mask"] > 0
+    asked = Batches(catalog, tokenizer_for(catalog, settings), tiny(**plain), 0)("pretrain", 0).inputs["query_mask"] > 0
     missing = asked & (inputs["query_mask"] == 0)
     assert missing.any()
     assert torch.equal(inputs["enriched_ids"][:, :length][asked], inputs["query_ids"][asked])
     assert not inputs["enriched_mask"][:, :length][missing].any()
     assert inputs["enriched_mask"][:, :length][asked & ~missing].all()
+
+
+def test_some_queries_are_keywords_of_the_clicked_product(catalog):
+    tokenizer = tokenizer_for(catalog, tiny())
+    none, some = (
+        Batches(catalog, tokenizer, tiny(**{"keywords.keyword_queries": share}), 0)("pretrain", 0)
+        for share in (0.0, 0.5)
+    )
+    batches = Batches(catalog, tokenizer, tiny(), 0)
+    queries, products = batches.rows("pretrain", 0)
+    said = [
+        tokenizer.decode(ids[mask > 0][1:]).strip()
+        for ids, mask in zip(some.inputs["query_ids"], some.inputs["query_mask"], strict=True)
+    ]
+    replaced = np.array([text != batches.query_texts[row] for text, row in zip(said, queries, strict=True)])
+    assert 0.2 < replaced.mean() < 0.8
+    titles = catalog.products["title"].fillna("").to_numpy()[products]
+    for row in np.flatnonzero(replaced):
+        has = np.array([set(said[row].split()) <= set(title.split()) for title in titles])
+        assert has[row]
+        assert not some.pairs["negatives"][row].numpy()[has].any()
+        assert some.pairs["positives"][row].sum() == 1
+    assert torch.equal(some.pairs["negatives"][~replaced], none.pairs["negatives"][~replaced])
 
 
 def test_dropped_words_keep_the_first_token_and_the_padding():

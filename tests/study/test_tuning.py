@@ -21,10 +21,10 @@ def test_every_rival_gets_the_same_trials_on_validation_queries(tmp_path, monkey
     monkeypatch.setattr(
         tuning, "evaluate", lambda catalog, rows, *rest: judged.append(rows) or evaluate(catalog, rows, *rest)
     )
-    trials = ({}, {"model.text_dropout": 0.5})
+    trials = ({}, {"model.summary_dropout": 0.5})
     table = tuning.tune(experiment, ("title", "mean"), trials)
     assert table[["fusion", "trial"]].values.tolist() == [
-        [fusion, trial] for fusion in ("title", "mean") for trial in ("as it is", "model.text_dropout 0.5")
+        [fusion, trial] for fusion in ("title", "mean") for trial in ("as it is", "model.summary_dropout 0.5")
     ]
     assert (table.groupby("fusion")["best"].sum() >= 1).all()
     assert all((experiment.catalog.queries["split"].iloc[rows] == "validation").all() for rows in judged)
