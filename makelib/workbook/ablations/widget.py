@@ -167,15 +167,26 @@ class AblationExplorer(Live):
                 line(*self.tiles[TILES:]).add_class("mka-tiles"), self.beside, self.rank, self.panel,
             ]
         )  # fmt: skip
-        tools = widgets.Accordion(
-            [self.segments, by_query, train, sweep],
-            titles=("Segment by segment", "Query by query", "Train what is missing", "Sweep a setting"), selected_index=1,
-        )  # fmt: skip
+        tools = {
+            "Query by query": by_query,
+            "Segment by segment": self.segments,
+            "Train what is missing": train,
+            "Sweep a setting": sweep,
+        }
+        # buttons, for the keyboard reaches them, and not the headings of an accordion
+        self.tool = widgets.ToggleButtons(options=list(tools), style={"button_width": "auto"}).add_class("mka-tools")
+
+        def turn(chosen: str) -> None:
+            for name, panel in tools.items():
+                panel.layout.display = None if name == chosen else "none"
+
+        turn(self.tool.value)
+        self.tool.observe(self._guard(lambda change: turn(change["new"])), "value")
         box = widgets.VBox(
             [
                 widgets.HTML(draw.style(), layout=widgets.Layout(display="none")),
                 line(self.study, self.metric, self.segment), line(self.reference, self.against, self.level),
-                self.variants, self.seeds, self.alert, self.board, tools, self.progress,
+                self.variants, self.seeds, self.alert, self.board, self.tool, *tools.values(), self.progress,
             ]
         )  # fmt: skip
         for name in ("mkx", "mkx-panel", "mka-wide"):
