@@ -143,6 +143,8 @@ class Places:
 
     def listing(self, cell: str) -> list[str]:
         """The cell itself, or the files of the folder that it names, in the order of their names (video frames)."""
+        if IMAGE_NAME.search(cell):
+            return [cell]  # a file, as nearly all are; no need to look twice
         with contextlib.suppress(OSError, ValueError):
             path = self._find(cell) if cell.strip() and not is_address(cell) else Lost("")
             if not isinstance(path, Lost) and path.is_dir():
@@ -172,8 +174,8 @@ class Places:
 
     def _find(self, cell: str) -> Path | Lost:
         for root in self.roots[:2]:  # as nearly all are written
-            path = self._inside(os.path.join(root, cell))
-            if path is not None and os.path.lexists(path):
+            candidate = os.path.join(root, cell)
+            if os.path.lexists(candidate) and (path := self._inside(candidate)) is not None and os.path.lexists(path):
                 return path
         outside = self._inside(os.path.join(self.base, cell)) is None
         for written in _writings(cell):
