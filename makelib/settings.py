@@ -167,7 +167,7 @@ class Training:
     steps: int = 300
     batch_size: int = 256
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
-    image_warmup: int = 1600
+    image_warmup: int = 1200
     image_warmup_batch: int = 64
     image_warmup_rate: float = 5e-3
     learning_rate: float = 4e-3
@@ -316,7 +316,7 @@ def preset(name: str) -> Settings:
             "seeds": (0,),
             "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
             "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
-            "training.steps": 60, "training.image_warmup": 160, "training.batch_size": 128, "training.evaluations": 1,
+            "training.steps": 60, "training.image_warmup": 120, "training.batch_size": 128, "training.evaluations": 1,
             "text.vocabulary": 1000,
             "evaluation.validation_queries": 60, "evaluation.test_queries": 150,
         },
@@ -328,7 +328,7 @@ def preset(name: str) -> Settings:
             "seeds": (0, 1, 2, 3, 4),
             "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
             "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
-            "model.image_frozen": True, "training.image_warmup": 8000,
+            "model.image_frozen": True, "training.image_warmup": 6000,
             "training.steps": 960, "training.evaluations": 8, "training.patience": 3,
             "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
             "ablation.fusions": FUSIONS,

@@ -129,7 +129,7 @@ class ImageEncoder(nn.Module):
     cube at first and can move (soft binning).
     """
 
-    #: bins a side of the colour cube; cells a side in which colours are counted, whatever the size of the photograph
+    #: bins a side of the colour cube; pixels a side whose colours are counted, whatever the size of the photograph
     BINS, CELLS = 4, 16
 
     def __init__(
@@ -161,11 +161,12 @@ class ImageEncoder(nn.Module):
     def maps(self, pixels: Tensor) -> Tensor:
         """What the backbone and the colour bins see (B, P, C), row by row, of RGB pixels uint8 (B, S, S, 3)."""
         pixels = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)  # (B, 3, S, S), channels last in memory
-        cells = F.adaptive_avg_pool2d(pixels / 127.5 - 1, self.CELLS).permute(0, 2, 3, 1)  # (B, cells, cells, 3)
+        # single pixels and not means: where two colours meet, their mean is a third that is not there
+        cells = F.interpolate(pixels / 127.5 - 1, self.CELLS, mode="nearest-exact").permute(0, 2, 3, 1)
         nearness = F.linear(
             cells, 2 * self.colours, -self.colours.square().sum(dim=1)
         )  # |cell|² less the squared distance
-        maps = [*self.backbone((pixels - self.mean) / self.std), (4 * nearness).softmax(dim=-1).permute(0, 3, 1, 2)]
+        maps = [*self.backbone((pixels - self.mean) / self.std), (6 * nearness).softmax(dim=-1).permute(0, 3, 1, 2)]
         levels = [F.adaptive_avg_pool2d(each, self.grid).flatten(2).transpose(1, 2) for each in maps]
         return torch.cat([F.layer_norm(level, level.shape[-1:]) for level in levels], dim=-1)
 
