@@ -364,7 +364,8 @@ def settings_of(preset_name: str, catalog: str, seeds: int, overrides: Mapping[s
 
 
 def check_folder(run: Path, settings: Settings, catalogue: str | None = None) -> None:
-    """Refuse a folder that holds something else than a run, or a run with models or results of other settings.
+    """Refuse a folder that holds something else than a run, or a run with models or results of other settings. More seeds than
+    before are no other settings: all that was trained and judged stays, and the run goes on.
 
     Args:
         run: the folder, which need not exist.
@@ -382,7 +383,7 @@ def check_folder(run: Path, settings: Settings, catalogue: str | None = None) ->
     was, facts = read_yaml(run / "settings.yaml"), {}
     with contextlib.suppress(OSError, ValueError):
         facts = json.loads((run / "catalogue.json").read_text(encoding="utf-8"))
-    if was != settings:
+    if was != (dataclasses.replace(settings, seeds=was.seeds) if set(was.seeds) <= set(settings.seeds) else settings):
         changed = list(differences(was, settings).items())
         said = ", ".join(f"{name} {value!r}" for name, value in changed[:3]) + ", …" * (len(changed) > 3)
         own = {

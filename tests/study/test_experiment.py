@@ -225,22 +225,22 @@ def test_a_run_without_a_folder_is_named_by_one_rule(tmp_path, monkeypatch):
 
 
 def test_a_finished_run_is_sacred(experiment, tmp_path, monkeypatch):
-    """Other settings, another number of seeds or another catalogue never change a run that holds models; its own reopen it."""
+    """Other settings, fewer seeds or another catalogue never change a run that holds models; its own reopen it."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(experiment.run.parent / "data", tmp_path / "data")
-    first = Experiment.open("run", "smoke", "bazaar", 1, TINY)
-    Experiment.open("run", "smoke", "bazaar", 1, TINY | {"training.steps": 4})  # nothing is trained: no harm
-    first = Experiment.open("run", "smoke", "bazaar", 1, TINY)
+    first = Experiment.open("run", "smoke", "bazaar", 2, TINY)
+    Experiment.open("run", "smoke", "bazaar", 2, TINY | {"training.steps": 4})  # nothing is trained: no harm
+    first = Experiment.open("run", "smoke", "bazaar", 2, TINY)
     arm = first.arm("make", "full", 0)
     arm.folder.mkdir(parents=True)
     write_yaml(arm.settings, arm.folder / "settings.yaml")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     for arguments, said in (
-        (("smoke", "bazaar", 1, TINY | {"training.steps": 4}), "training.steps 4"),
-        (("smoke", "bazaar", 2, TINY), "seeds"),
-        (("quick", "bazaar", 1, TINY), "name 'quick'"),
-        (("smoke", "bazaar-zh", 1, TINY), "bazaar.language 'zh'"),
-        (("smoke", str(experiment.catalog.folder.parent / "other"), 1, TINY), "catalogue"),
+        (("smoke", "bazaar", 2, TINY | {"training.steps": 4}), "training.steps 4"),
+        (("smoke", "bazaar", 1, TINY), "seeds"),
+        (("quick", "bazaar", 2, TINY), "name 'quick'"),
+        (("smoke", "bazaar-zh", 2, TINY), "bazaar.language 'zh'"),
+        (("smoke", str(experiment.catalog.folder.parent / "other"), 2, TINY), "catalogue"),
     ):
         if "other" in arguments[1]:
             shutil.copytree(experiment.catalog.folder, arguments[1])
@@ -252,8 +252,19 @@ def test_a_finished_run_is_sacred(experiment, tmp_path, monkeypatch):
         assert "such as run-2" in str(error.value)
         assert "go back to its own settings" in str(error.value)
         assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
-    assert Experiment.open("run", "smoke", "bazaar", 1, TINY).settings == first.settings
+    assert Experiment.open("run", "smoke", "bazaar", 2, TINY).settings == first.settings
     assert Experiment.reopen("run").settings == first.settings
+
+
+def test_a_run_goes_on_with_more_seeds(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(experiment.run.parent / "data", tmp_path / "data")
+    arm = Experiment.open("run", "smoke", "bazaar", 1, TINY).arm("make", "full", 0)
+    arm.folder.mkdir(parents=True)
+    write_yaml(arm.settings, arm.folder / "settings.yaml")
+    more = Experiment.open("run", "smoke", "bazaar", 3, TINY)
+    assert more.settings.seeds == Experiment.reopen("run").settings.seeds == (0, 1, 2)
+    assert more.arm("make", "full", 0).folder == arm.folder
 
 
 @pytest.mark.slow
