@@ -154,7 +154,7 @@ class AblationExplorer(Live):
         self.stop.on_click(self._guard(lambda _: self.training and self.training.stop()))
         self.setting.observe(self._guard(lambda change: self._swept(change["new"], self.values.value)), "value")
         self.values.observe(self._guard(lambda change: self._swept(self.setting.value, change["new"])), "value")
-        self.start_sweep.on_click(self._guard(lambda _: self._train(self._swept_arms())))
+        self.start_sweep.on_click(self._guard(lambda _: self._train(self._swept_arms(), sweep=True)))
 
         def line(*children: widgets.Widget) -> widgets.HBox:
             return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
@@ -331,7 +331,7 @@ class AblationExplorer(Live):
         goes_on = f" {begun} of them go on from a checkpoint." if begun else ""
         return f"{len(todo)} training{'s' * (len(todo) > 1)}, about {_duration(seconds)}, judged by the arms that ran.{goes_on}"
 
-    def _train(self, arms: Sequence[Arm]) -> None:
+    def _train(self, arms: Sequence[Arm], sweep: bool = False) -> None:
         todo = [arm for arm in arms if not arm.done]
         self.alert.value = ""
         if not todo:
@@ -342,6 +342,7 @@ class AblationExplorer(Live):
             return
         self.start.disabled = self.start_sweep.disabled = True
         self.stop.disabled = False
+        self._sweeping = sweep
         self.training = Training(self.views.experiment, todo, self._told)
 
     def _told(self, progress: Progress) -> None:
@@ -364,7 +365,7 @@ class AblationExplorer(Live):
     def _trained(self, progress: Progress) -> None:
         self.start.description = "Go on" if progress.state == "stopped" else "Train"
         self.views.reload()
-        if progress.state == "done" and not self.setting.value:
+        if progress.state == "done" and not self._sweeping:
             everything = self.views.studies[EVERYTHING]
             base = self.views.experiment.settings
             name = next(name for name, key in everything.items() if key == parts_of(progress.arm.settings))
