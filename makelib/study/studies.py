@@ -84,7 +84,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "towers": {
         "bag_of_words": {},
         "one_layer": {"model.text_layers": 1},
-        "without_text_dropout": {"model.text_dropout": 0.0},
+        "without_text_dropout": {"model.summary_dropout": 0.0},
         "word_dropout": {"training.word_dropout": 0.15},
         "half_width": {"model.width": 128, "model.dim": 128},
         "blind_start": {"training.image_warmup": 0},
