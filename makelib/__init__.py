@@ -8,7 +8,8 @@ Five rooms, in the order in which the data flows; imports never run upwards in t
 - `makelib.study`: the grid of arms, metrics, statistics, baselines, probes, benchmarks;
 - `makelib.workbook`: what people look at: figures, explorers, headless runs, offline pages.
 
-In the hall stand `settings`, `runtime` and the command line. The names below are the door; each is imported when it is first asked for.
+In the hall stand `settings`, `runtime`, `ranks` (several processes as one) and the command line. The names below are the door; each is
+imported when it is first asked for.
 """
 
 import importlib

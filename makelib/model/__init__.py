@@ -2,6 +2,5 @@
 
 In reading order: `encoders` (query, title and image), `fusion` (Modal Adaptation and its rivals), `keywords` (Keyword Enhancement), `losses`
 (the objectives), `make` (the model), `batches` (what a step sees), `warmup` (the image encoder learns to see),
-`frozen` (towers that are read, not trained), `optim`, `checkpoint`,
-`ranks` (several processes as one), and `training` (the loop).
+`frozen` (towers that are read, not trained), `optim`, `checkpoint`, and `training` (the loop).
 """

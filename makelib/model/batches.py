@@ -18,7 +18,7 @@ from makelib.data.text import encode, train_tokenizer, word_starts
 from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich, keyword_queries
 from makelib.model.make import MakeModel, ProductVectors, further_of
-from makelib.model.ranks import gather_rows, place, share
+from makelib.ranks import gather_rows, place, share
 from makelib.runtime import UserError
 from makelib.settings import Settings
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from makelib.model.make import MakeModel
-from makelib.model.ranks import decided, place
+from makelib.ranks import decided, place
 from makelib.runtime import UserError, atomic_folder
 
 

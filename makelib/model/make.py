@@ -32,7 +32,7 @@ from makelib.model.encoders import (
     text_config,
 )
 from makelib.model.fusion import Product, make_fusion
-from makelib.model.ranks import gather, place
+from makelib.ranks import gather, place
 from makelib.runtime import UserError, fingerprint, progress
 from makelib.settings import FUSIONS, Model, Objectives, Text
 

@@ -21,16 +21,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from makelib import ranks
 from makelib.data.catalog import Catalog
-from makelib.model import ranks
 from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.frozen import pictures
 from makelib.model.losses import finetuning, objectives
 from makelib.model.make import MakeModel
 from makelib.model.optim import make_optimizer, schedule
-from makelib.model.ranks import broadcast_weights, decided, gather, gather_rows, lost_peers, place, share
 from makelib.model.warmup import warm_up_images, warms_up
+from makelib.ranks import broadcast_weights, decided, gather, gather_rows, lost_peers, place, share
 from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
 from makelib.settings import Objectives, Settings, to_dict
 

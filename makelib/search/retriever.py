@@ -14,7 +14,7 @@ from makelib import settings as settings_module
 from makelib.data.catalog import Catalog
 from makelib.model.batches import encoded
 from makelib.model.make import MakeModel, ProductVectors
-from makelib.model.ranks import decided, place
+from makelib.ranks import decided, place
 from makelib.runtime import UserError, atomic_file, fingerprint, progress
 from makelib.search.index import ProductIndex
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from makelib.data.catalog import Catalog
-from makelib.model.ranks import decided, place
 from makelib.model.training import train
+from makelib.ranks import decided, place
 from makelib.runtime import SCORING_CODE, atomic_file, code_version, fingerprint, set_threads
 from makelib.search.retriever import Retriever, encode_catalogue
 from makelib.settings import Settings, from_dict, to_dict, write_yaml

@@ -225,6 +225,6 @@ class _Guarded(requests.adapters.HTTPAdapter):
 
         pools = {}
         for scheme, pool in self.poolmanager.pool_classes_by_scheme.items():
-            kind = guarded(pool.ConnectionCls)
+            kind = guarded(pool.ConnectionCls)  # type: ignore[attr-defined]
             pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": kind})
         self.poolmanager.pool_classes_by_scheme = pools

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_training import tiny, toy  # the catalogue whose colours are seen and whose brands are told
 
 from makelib.data.catalog import Catalog
-from makelib.model.ranks import accelerator
 from makelib.model.training import train
+from makelib.ranks import accelerator
 from makelib.runtime import UserError
 
 EVERYTHING = {
@@ -126,6 +126,6 @@ def test_a_killed_rank_ends_the_other_with_one_line(folder):
 
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("makelib.model.ranks.Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
+    monkeypatch.setattr("makelib.ranks.Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
     with pytest.raises(UserError, match=r"2 processes were started .* but 1 train together"):
         accelerator("fp32")
