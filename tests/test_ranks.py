@@ -1,6 +1,10 @@
 """Several processes are one: the real model, batch and objectives on two gloo ranks against one process.
 
 Both ranks are started once, do every job in turn and leave what they saw; one process then does the same jobs.
+
+Whole trainings are compared in double precision. Two ranks add in another order than one, and in single precision training
+magnifies that: within ten steps one process, too, is off by 1e-3 in its losses where the last bit of one layer's weights is.
+What single precision can show, the first step does.
 """
 
 import json
@@ -15,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "model"))
 from test_training import tiny, toy  # the catalogue whose colours are seen and whose brands are told
 
 from makelib.data.catalog import Catalog
@@ -32,18 +36,26 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def job(folder, name, stop=None):
+def job(folder, name, stop=None, dtype=torch.float64, **changes):
     """Train to the end, or stop after some steps; leaves the model's weights beside the curves."""
-    model = train(
-        Catalog.open(folder / "catalogue"),
-        tiny(**EVERYTHING),
-        0,
-        folder / name,
-        on_step=lambda *_: None,
-        stop_after=stop,
-    )
+    torch.set_default_dtype(dtype)
+    try:
+        model = train(
+            Catalog.open(folder / "catalogue"),
+            tiny(**EVERYTHING | changes),
+            0,
+            folder / name,
+            on_step=lambda *_: None,
+            stop_after=stop,
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
     weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / f"{name}-{os.environ.get('RANK', 'alone')}.safetensors")
+
+
+def first_step(folder, name):
+    job(folder, name, dtype=torch.float32, **{"training.steps": 1, "training.finetune_steps": 0})
 
 
 def rank(number, port, folder):
@@ -59,6 +71,7 @@ def rank(number, port, folder):
     job(folder, "together")
     job(folder, "one goes on", stop=12)
     job(folder, "two go on")
+    first_step(folder, "first step together")
 
     def killed(stage, step, steps):
         if number == 1 and step == 3:
@@ -78,6 +91,7 @@ def folder(tmp_path_factory):
     torch.set_num_threads(1)
     job(folder, "alone")
     job(folder, "two go on", stop=12)
+    first_step(folder, "first step")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,14 +116,20 @@ def curves(folder, name):
 
 @pytest.mark.parametrize("name", ["together", "one goes on", "two go on"])
 def test_losses_gradients_and_decisions_are_those_of_one(folder, name):
-    """Through pre-training with every objective, early stopping, mined negatives and fine-tuning, 1e-5 in all that is logged."""
-    pd.testing.assert_frame_equal(curves(folder, name), curves(folder, "alone"), rtol=1e-4, atol=1e-5)
+    """Through pre-training with every objective, early stopping, mined negatives and fine-tuning; what is logged is float32."""
+    pd.testing.assert_frame_equal(curves(folder, name), curves(folder, "alone"), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["together-0", "one goes on-alone", "two go on-0"])
 def test_weights_are_those_of_one(folder, name):
     ours, theirs = weights(folder, name), weights(folder, "alone-alone")
-    assert {key for key in ours if not torch.allclose(ours[key].double(), theirs[key].double(), atol=1e-5)} == set()
+    assert {key for key in ours if not torch.allclose(ours[key], theirs[key], rtol=0, atol=1e-9)} == set()
+
+
+def test_the_first_step_is_that_of_one_in_single_precision(folder):
+    pd.testing.assert_frame_equal(
+        curves(folder, "first step together"), curves(folder, "first step"), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_both_ranks_return_one_model(folder):
