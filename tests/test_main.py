@@ -145,7 +145,7 @@ def test_a_query_of_unknown_words_is_called_a_guess(query, tiny_catalog, monkeyp
     class Fake:
         catalog = tiny_catalog
 
-        def search(self, query, k):
+        def search(self, query, k, category):
             asked.append(query)
             return pd.DataFrame({"rank": [1], "row": [0], "product_id": ["p0"], "score": [0.5]})
 
@@ -166,7 +166,7 @@ def test_search_prints_json_without_nan(tiny_catalog, monkeypatch, capsys):
     class Fake:
         catalog = tiny_catalog
 
-        def search(self, query, k):
+        def search(self, query, k, category):
             table = pd.DataFrame({"rank": np.arange(1, k + 1), "row": 0, "product_id": "p0", "title": f'"{query}" été'})
             return table.assign(score=0.5, score_title=np.nan)
 

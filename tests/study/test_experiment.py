@@ -143,7 +143,7 @@ def test_a_half_done_arm_goes_on_when_seeds_and_arms_are_asked_otherwise(experim
 def test_an_arm_leaves_what_later_chapters_read(experiment, rows):
     folder = experiment.arm("modal_adaptation", "adaptive", 0).folder
     names = {path.name for path in folder.iterdir()}
-    assert {"arm.json", "model", "index", "products.npz", "hits.npz", "per_query.parquet", "curves.parquet"} <= names
+    assert {"arm.json", "model", "index", "hits.npz", "per_query.parquet", "curves.parquet"} <= names
     assert "checkpoint" not in names
     table = pd.read_parquet(folder / "per_query.parquet")
     assert len(table) == len(experiment.test_rows)
