@@ -1,6 +1,6 @@
 """The search for settings: every rival gets the same trials, validation queries alone decide, and the record is kept.
 
-The presets stand where this search ended; run it anew on one's own catalogue before believing them.
+The presets were chosen by single trials on validation queries, not by this search (docs/findings.md); on one's own catalogue, run it.
 """
 
 from __future__ import annotations

@@ -229,10 +229,14 @@ def verdict(
             f"- `{row['variant']}` is {sign} `{row['reference']}` in {row['metric']}: {100 * row['difference']:+.2f} points "
             f"({row['difference_percent']:+.1f} %), 95 % interval {lo:+.2f} to {hi:+.2f}, p = {p_value:.3g} ({kind}){end}"
         )
+    tuned = (
+        f"the search for settings gave each rival {len(TRIALS)} trials, on validation queries"
+        if (experiment.run / "tables" / "tuning.csv").is_file()
+        else "no rival had a search for settings of its own (`python -m makelib tune` gives each the same)"
+    )
     head = (
         f"{experiment.catalog.name}: {len(experiment.catalog):,} products, {len(experiment.test_rows)} unseen queries, "
-        f"{len(experiment.settings.seeds)} seed(s). All variants have the same data, steps and batches; the search for settings gave each "
-        f"rival the same {len(TRIALS)} trials, on validation queries."
+        f"{len(experiment.settings.seeds)} seed(s). All variants have the same data, steps and batches; {tuned}."
     )
     return Markdown("\n".join([head, "", *lines]))
 
