@@ -12,7 +12,7 @@ STAMP := .venv/.installed-$(firstword $(shell cat pyproject.toml constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # a photograph to search by may be larger than the 10 MiB that Jupyter lets one message hold; it would drop the connection
 UPLOADS := tornado_settings="{'websocket_max_message_size': 41943040}"
-# whoever left the page, and whose browser did not say so, gives his kernel back after two minutes
+# whoever left the page gives his kernel back after two minutes
 LEAVERS := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
 # kernels and extensions of another installation must not come in
 unexport JUPYTER_PATH

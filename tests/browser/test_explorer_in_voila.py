@@ -1,6 +1,7 @@
 """The explorer as a page for colleagues, as `make explore` serves it."""
 
 import contextlib
+import re
 import time
 
 import explore
@@ -14,8 +15,10 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def address(workplace, tmp_path_factory):
-    """Voilà with the options of the Makefile, over all notebooks of the workplace."""
+    """Voilà with the options of the Makefile, over all notebooks of the workplace; leavers are looked for more often."""
     options, environment = lab.made("explore")
+    assert any("cull_idle_timeout" in option for option in options)
+    options = [re.sub(r"(cull_idle_timeout|cull_interval)=\d+", r"\1=3", option) for option in options]
     command = ("voila", "--no-browser", "--Voila.ip=127.0.0.1", *options, "notebooks")
     root, home = workplace[0], tmp_path_factory.mktemp("voila")
     with lab.running(command, root, home, "voila/static/voila.js", environment) as found:
