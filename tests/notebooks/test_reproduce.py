@@ -35,7 +35,7 @@ def summary(run):
 
 
 def test_every_notebook_ran_and_has_its_page(run, summary):
-    assert [notebook["status"] for notebook in summary["notebooks"]] == ["ok"] * 6
+    assert [notebook["status"] for notebook in summary["notebooks"]] == ["ok"] * 7
     for notebook in summary["notebooks"]:
         assert (run / notebook["html"]).stat().st_size > 20_000
         assert notebook["html"] in (run / "index.html").read_text()
@@ -98,7 +98,13 @@ def test_a_failing_notebook_leaves_its_error_and_the_others_run(run, tmp_path):
     """Chapter 4 is broken on purpose: its page shows the error, the others are ok, the exit code is 1."""
     folder = tmp_path / "notebooks"
     shutil.copytree(ROOT / "notebooks", folder)
-    for name in ("02_pretraining", "03_ablation_modal_adaptation", "05_query_explorer", "06_index_and_scale"):
+    for name in (
+        "02_pretraining",
+        "03_ablation_modal_adaptation",
+        "05_query_explorer",
+        "06_index_and_scale",
+        "07_online_simulation",
+    ):
         (folder / f"{name}.ipynb").unlink()
     broken = folder / "04_ablation_keyword_enhancement.ipynb"
     content = json.loads(broken.read_text())
