@@ -18,7 +18,7 @@ from makelib.runtime import UserError
 from makelib.settings import preset, write_yaml
 from makelib.workbook.reports import run as reports
 from makelib.workbook.reports.offline import mathml, to_html
-from makelib.workbook.reports.pages import _changed, duration, headline
+from makelib.workbook.reports.pages import changed_leaves, duration, headline
 
 V4 = nbformat.v4
 PARAMETERS = """preset: str = "quick"
@@ -462,7 +462,7 @@ def test_headline_falls_back_to_the_metrics_that_there_are():
 
 def test_settings_that_differ_are_named():
     base = {"seeds": [0], "training": {"steps": 400, "clip": 1.0}}
-    assert _changed(base, {"seeds": [0], "training": {"steps": 5, "clip": 1.0}}) == [("training.steps", 400, 5)]
+    assert changed_leaves(base, {"seeds": [0], "training": {"steps": 5, "clip": 1.0}}) == [("training.steps", 400, 5)]
 
 
 @pytest.mark.parametrize(

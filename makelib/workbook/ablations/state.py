@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from makelib.runtime import UserError
-from makelib.settings import Settings
+from makelib.settings import Settings, differences
 
 #: levels of confidence that the widget offers
 LEVELS = (0.9, 0.95, 0.99)
@@ -54,12 +54,7 @@ def parts_of(settings: Settings) -> tuple:
 
 def changed(base: Settings, settings: Settings) -> dict[str, Any]:
     """Settings of an arm that differ from those of `base`, by name."""
-    return {
-        f"{part}.{field.name}": getattr(getattr(settings, part), field.name)
-        for part in PARTS
-        for field in dataclasses.fields(getattr(base, part))
-        if getattr(getattr(settings, part), field.name) != getattr(getattr(base, part), field.name)
-    }
+    return {name: value for name, value in differences(base, settings).items() if name.split(".")[0] in PARTS}
 
 
 def written(changes: dict[str, Any]) -> str:

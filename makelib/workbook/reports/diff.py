@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from makelib.runtime import UserError
 from makelib.study.statistics import holm
-from makelib.workbook.reports.pages import HEADLINE
+from makelib.workbook.reports.pages import HEADLINE, changed_leaves
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def diff(a: Path | str, b: Path | str, alpha: float = 0.05) -> Diff:
     """
     before, after = read_summary(a), read_summary(b)
     made = before["provenance"], after["provenance"]
-    changes = [("setting", *line) for line in _changed(before["settings"], after["settings"])]
+    changes = [("setting", *line) for line in changed_leaves(before["settings"], after["settings"])]
     for name in ("git_commit", "dirty", "python", "device", "processor", "threads"):
         changes += [("code", name, *pair)] if (pair := tuple(one.get(name) for one in made))[0] != pair[1] else []
-    changes += [("package", *line) for line in _changed(made[0].get("packages", {}), made[1].get("packages", {}))]
-    changes += [("catalogue", *line) for line in _changed(made[0]["catalogue"], made[1]["catalogue"])]
+    changes += [("package", *line) for line in changed_leaves(made[0].get("packages", {}), made[1].get("packages", {}))]
+    changes += [("catalogue", *line) for line in changed_leaves(made[0]["catalogue"], made[1]["catalogue"])]
     changes += [("seeds", "seeds", before["seeds"], after["seeds"])] if before["seeds"] != after["seeds"] else []
     numbers = _numbers(before["results"], after["results"], alpha)
     notes = []
@@ -120,15 +120,3 @@ def _numbers(before: list[dict], after: list[dict], alpha: float) -> pd.DataFram
 
 def _known(interval: list[float | None] | None) -> bool:
     return bool(interval) and all(bound is not None and math.isfinite(bound) for bound in interval)
-
-
-def _changed(before: dict, after: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves of two trees that differ: name, before, after; None where one has no such leaf."""
-    changed = []
-    for key in [*before, *(key for key in after if key not in before)]:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changed += _changed(old, new, f"{prefix}{key}.")
-        elif old != new:
-            changed.append((f"{prefix}{key}", old, new))
-    return changed

@@ -72,7 +72,7 @@ def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook
             )
             for file in sorted((out / "figures").glob("*.png"))
         ],
-        changed=_changed(base, summary["settings"]),
+        changed=changed_leaves(base, summary["settings"]),
         settings=yaml.safe_dump(summary["settings"], sort_keys=False, allow_unicode=True),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -116,14 +116,15 @@ def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(studies, key=lambda one: order.index(one["study"]) if one["study"] in order else len(order))
 
 
-def _changed(base: dict[str, Any], tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Settings that differ from their preset: name, the preset's value, this run's value."""
+def changed_leaves(before: dict, after: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves of two trees that differ: name, before, after; None where one has no such leaf."""
     changed = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            changed += _changed(base[key], value, f"{prefix}{key}.")
-        elif value != base[key]:
-            changed.append((f"{prefix}{key}", base[key], value))
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += changed_leaves(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed.append((f"{prefix}{key}", old, new))
     return changed
 
 
