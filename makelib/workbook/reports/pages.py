@@ -141,4 +141,4 @@ def duration(seconds: float) -> str:
     )
 
 
-Status = Literal["ok", "failed", "skipped"]
+Status = Literal["ok", "failed", "stopped", "skipped"]
