@@ -96,17 +96,23 @@ class WordWeights(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(3 * dim, 64), nn.GELU(), nn.Linear(64, 1))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        # one layer on the three together, as a map of each: the image's is computed once per product, nothing is joined
+        joint = nn.Linear(3 * dim, 64)
+        self.word, self.image, self.match = (nn.Linear(dim, 64, bias=first) for first in (True, False, False))
+        for each, weight in zip((self.word, self.image, self.match), joint.weight.data.split(dim, dim=1), strict=True):
+            each.weight = nn.Parameter(weight.clone())  # starts as one layer of their joint width would
+        self.score = nn.Linear(64, 1, bias=False)  # the same for all words of a title would say nothing
+        nn.init.zeros_(self.score.weight)
 
     def forward(self, words: Tensor, mask: Tensor, u_v: Tensor) -> Tensor:
-        """words (B, L, d), mask (B, L), u_v (B, d), zeros where there is no image -> weights (B, L), 0 at padding."""
+        """words (n, d), those of all titles at the n ones of mask (B, L) row by row; u_v (B, d), zeros where there is no image
+        -> weights (B, L), 0 at padding."""
         d = u_v.shape[-1]  # entries of unit vectors, brought to size 1
-        words = F.normalize(words, dim=-1)
-        image = u_v[:, None].expand_as(words)
-        scores = self.mlp(torch.cat([words * d**0.5, image * d**0.5, words * image * d], dim=-1)).squeeze(-1)
-        return scores.float().masked_fill(mask == 0, -1e4).softmax(dim=-1).to(words.dtype)
+        words, title = F.normalize(words, dim=-1) * d**0.5, mask.nonzero()[:, 0]
+        seen = u_v * d**0.5
+        hidden = self.word(words) + self.image(seen)[title] + self.match(words * seen[title])
+        scores = self.score(F.gelu(hidden)).squeeze(-1).float()
+        return mask.new_full(mask.shape, -1e4, dtype=torch.float32).masked_scatter(mask > 0, scores).softmax(dim=-1)
 
 
 class Alone(nn.Module):
@@ -151,9 +157,8 @@ class StreamFusion(nn.Module):
     ) -> Product:
         if self.words is not None:
             project = self._project[0]
-            weights = self.words(
-                project[-1](H_t), title_mask, u_v * present[:, 1:]
-            )  # the projection without its dropout
+            words = project[-1](H_t[title_mask > 0])  # (n, d): the projection without its dropout, of real words alone
+            weights = self.words(words, title_mask, u_v * present[:, 1:]).to(H_t.dtype)
             u_t = F.normalize(project(torch.einsum("bld,bl->bd", H_t, weights)), dim=-1)
         weights = self.weigh(u_t, u_v, present, category)  # (B, 2)
         streams = torch.stack([u_t, u_v], dim=1)  # (B, 2, d)

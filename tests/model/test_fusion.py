@@ -93,18 +93,37 @@ def test_words_count_as_their_photograph_says():
     module, title, image = fusion("adaptive")
     H_t, mask, H_v, u_t, u_v = inputs(title, image)
     with torch.no_grad():  # score = the word's cosine with the photograph, sharpened
-        module.words.mlp[0].weight.zero_()
-        module.words.mlp[0].weight[0, 2 * d :] = 20.0
-        module.words.mlp[0].bias.zero_()
-        module.words.mlp[2].weight.zero_()
-        module.words.mlp[2].weight[0, 0] = 1.0
+        for parameter in module.words.parameters():
+            parameter.zero_()
+        module.words.match.weight[0] = 20.0
+        module.words.score.weight[0, 0] = 1.0
     words = torch.nn.functional.normalize(title(H_t), dim=-1)
-    weights = module.words(title[-1](H_t), mask, u_v)
+    weights = module.words(title[-1](H_t[mask > 0]), mask, u_v)
     agreement = torch.einsum("bld,bd->bl", words, u_v).masked_fill(mask == 0, -1)
     assert (weights.argmax(1) == agreement.argmax(1)).all()
     assert (weights[mask == 0] == 0).all()
     blind = module(H_t, mask, H_v, u_t, u_v, torch.tensor([[1.0, 0.0]] * B), CATEGORY).embedding
     assert torch.allclose(blind, u_t, atol=1e-5)  # without the photograph all words count alike here
+
+
+def test_words_weigh_what_one_network_on_word_image_and_their_product_says():
+    """Slow and obvious: each word of each title joined with its photograph, one after the other."""
+    module, title, image = fusion("adaptive")
+    words, (H_t, mask, _, _, u_v) = module.words, inputs(title, image)
+    with torch.no_grad():
+        for parameter in words.parameters():
+            parameter.normal_()
+    joint = torch.cat([words.word.weight, words.image.weight, words.match.weight], dim=1)
+    expected = torch.zeros(mask.shape)
+    for product in range(B):
+        scores = {}
+        for place in mask[product].nonzero()[:, 0].tolist():
+            word = torch.nn.functional.normalize(title[-1](H_t[product, place]), dim=-1)
+            evidence = torch.cat([word * d**0.5, u_v[product] * d**0.5, word * u_v[product] * d])
+            scores[place] = words.score(torch.nn.functional.gelu(joint @ evidence + words.word.bias))
+        for place, weight in zip(scores, torch.cat([*scores.values()]).softmax(0), strict=True):
+            expected[product, place] = weight
+    assert torch.allclose(words(title[-1](H_t[mask > 0]), mask, u_v), expected, atol=1e-5)
 
 
 def test_only_what_stands_alone_is_mapped():
