@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from PIL import Image
 
 from makelib.data.pictures import fit, opened, rgb
-from makelib.runtime import UserError, alone, atomic_file, progress
+from makelib.runtime import UserError, alone, atomic_file, atomic_folder, code_version, fingerprint, progress
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("click", "judgment")
@@ -115,6 +115,21 @@ class Catalog:
 
     def __len__(self) -> int:
         return len(self.products)
+
+    def kept(
+        self, name: str, make: Callable[[], Mapping[str, np.ndarray]], depends_on: Any, code: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        """The arrays that `make` returns, memory-mapped: made once, kept in the catalogue's cache folder and shared by all arms
+        and processes. `depends_on`, JSON-able, is what decides them beside the catalogue and the modules `code` (as
+        `makelib.runtime.code_version` takes them)."""
+        folder = self.folder / ".cache" / f"{name}-{fingerprint(self.fingerprint, depends_on, code_version(code))}"
+        if not folder.is_dir():
+            with alone(folder):
+                if not folder.is_dir():  # nor did another process make them meanwhile
+                    with atomic_folder(folder) as draft:
+                        for key, array in make().items():
+                            np.save(draft / f"{key}.npy", array)
+        return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
 
     # -- pixels ---------------------------------------------------------------------------------------------------
 

@@ -5,15 +5,23 @@ Token ids feed the encoders; words (what a person would call one) feed `makelib.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.metadata
+import itertools
+import json
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import regex
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+#: texts that are cut into tokens at once
+PIECE = 65536
 
 SPECIAL = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
@@ -71,8 +79,61 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedT
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
+    return fast_tokenizer(tokenizer)
+
+
+def fast_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """What `train_tokenizer` trained, for `transformers`."""
     # split: a title that holds "[SEP]" is text like any other
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **SPECIAL)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n texts, one text after the other: 2 bytes a token, no padding, and memory-mapped where they were kept.
+
+    Attributes:
+        ids: uint16 (uint32 for larger vocabularies) (T,).
+        starts: int64 (n + 1,); text i has those from `starts[i]` to `starts[i + 1]`.
+        written: bool (n,), whether there is anything but spaces.
+        pad: the id that fills up shorter rows.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    written: np.ndarray
+    pad: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> Tokens:
+        """Texts longer than `length` tokens lose their tail."""
+        kind, parts = np.uint16 if len(tokenizer) <= 2**16 else np.uint32, []
+        counts, written = np.zeros(len(texts) + 1, np.int64), np.zeros(len(texts), bool)
+        for start in range(0, len(texts), PIECE):  # few Python lists at a time
+            piece = list(texts[start : start + PIECE])
+            ids = tokenizer(piece, truncation=True, max_length=length)["input_ids"]
+            counts[start + 1 : start + 1 + len(piece)] = [len(row) for row in ids]
+            written[start : start + len(piece)] = [bool(text.strip()) for text in piece]
+            parts.append(np.fromiter(itertools.chain.from_iterable(ids), kind))
+        ids = np.concatenate(parts) if parts else np.zeros(0, kind)
+        return cls(ids, np.cumsum(counts), written, tokenizer.pad_token_id)
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def __getitem__(self, rows: slice) -> Tokens:
+        """Those of the texts from `rows.start` to `rows.stop`."""
+        first, last, _ = rows.indices(len(self))
+        return dataclasses.replace(self, starts=self.starts[first : last + 1], written=self.written[first:last])
+
+    def padded(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask (1 at real tokens) of some texts, int64 (B, L) with L the longest one's."""
+        starts, ends = self.starts[:-1][rows], self.starts[1:][rows]
+        at = starts[:, None] + np.arange(max(1, int((ends - starts).max(initial=1))))
+        real = at < ends[:, None]
+        ids = np.full(at.shape, self.pad, np.int64)
+        ids[real] = self.ids[at[real]]
+        return ids, real.astype(np.int64)
 
 
 def encode(
@@ -81,7 +142,7 @@ def encode(
     length: int,
     pairs: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Token ids of many texts: `ids`, `mask`, `segments`, each int64 (n, L) with L <= `length` the longest one's.
+    """Token ids of a few texts: `ids`, `mask`, `segments`, each int64 (n, L) with L <= `length` the longest one's.
 
     Texts longer than `length` tokens lose their tail.
     """
@@ -102,24 +163,39 @@ def encode(
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> np.ndarray:
-    """For each token of `encode(tokenizer, texts, length)` the place of the first token of its word, int64 (n, L).
+    """For each token of `Tokens.of(tokenizer, texts, length)` the place of the first token of its word, int16 (T,).
 
     Only Han characters share a word with others, as `jieba` cuts it; every other token, and all without `jieba`, stands alone.
     """
-    output, cut = tokenizer(list(texts), truncation=True, max_length=length), _segmenter() or list
-    starts = np.tile(np.arange(max(map(len, output["input_ids"]), default=1)), (len(texts), 1))
-    for row, text in enumerate(texts):
-        word: dict[int, int] = {}  # character -> the first of its word
-        for run in _HAN_RUN.finditer(text):
-            begin = run.start()
-            for piece in cut(run.group()):
-                word |= dict.fromkeys(range(begin, begin + len(piece)), begin)
-                begin += len(piece)
-        first: dict[int, int] = {}
-        for place, (begin, end) in enumerate(output.encodings[row].offsets):
-            if begin < end and begin in word:
-                starts[row, place] = first.setdefault(word[begin], place)
-    return starts
+    cut, found = _segmenter() or list, [np.zeros(0, np.int16)]
+    for start in range(0, len(texts), PIECE):
+        piece = list(texts[start : start + PIECE])
+        output = tokenizer(piece, truncation=True, max_length=length, return_offsets_mapping=True)
+        for text, offsets in zip(piece, output["offset_mapping"], strict=True):
+            word: dict[int, int] = {}  # character -> the first of its word
+            for run in _HAN_RUN.finditer(text):
+                begin = run.start()
+                for part in cut(run.group()):
+                    word |= dict.fromkeys(range(begin, begin + len(part)), begin)
+                    begin += len(part)
+            first: dict[int, int] = {}
+            starts = np.arange(len(offsets), dtype=np.int16)
+            for place, (begin, end) in enumerate(offsets):
+                if begin < end and begin in word:
+                    starts[place] = first.setdefault(word[begin], place)
+            found.append(starts)
+    return np.concatenate(found)
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What a tokenizer's token ids depend on, JSON-able."""
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: part for name, part in tree.items() if name not in ("truncation", "padding")}  # set by the last call
+
+
+def segmenter() -> str:
+    """What `words` cuts Chinese with, for those who keep words."""
+    return "pairs" if _segmenter() is None else f"jieba {importlib.metadata.version('jieba')}"
 
 
 def join(parts: Iterable[str]) -> str:

@@ -6,15 +6,18 @@ Knows no model but for mining hard negatives.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import encode, train_tokenizer, word_starts
+from makelib.data.text import Tokens, encode, fast_tokenizer, identity, segmenter, train_tokenizer, word_starts
 from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich, keyword_queries
 from makelib.model.make import MakeModel, ProductVectors, further_of
@@ -23,6 +26,8 @@ from makelib.runtime import UserError
 from makelib.settings import Settings
 
 STAGES = ("pretrain", "finetune")
+#: what decides token ids beside the catalogue and the tokenizer
+CODE = ("data/text.py", "data/catalog.py", "model/batches.py")
 #: rows of the masks made at once, so that memory grows with the batch, not with its square
 BLOCK = 512
 
@@ -36,13 +41,34 @@ class Batch(NamedTuple):
 
 
 def tokenizer_for(catalog: Catalog, settings: Settings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained text encoder, or one trained on titles and training queries."""
+    """The tokenizer of a pretrained text encoder, or one trained on titles and training queries, once per catalogue."""
     if settings.model.text_backbone:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(settings.model.text_backbone)
-    queries = catalog.queries["query"].iloc[catalog.query_rows("train")]
-    return train_tokenizer([*catalog.products["title"].fillna(""), *queries], settings.text.vocabulary)
+
+    def train() -> dict[str, np.ndarray]:
+        queries = catalog.queries["query"].iloc[catalog.query_rows("train")]
+        trained = train_tokenizer([*catalog.products["title"].fillna(""), *queries], settings.text.vocabulary)
+        return {"json": np.frombuffer(trained.backend_tokenizer.to_str().encode(), np.uint8)}
+
+    kept = catalog.kept("tokenizer", train, settings.text.vocabulary, CODE)
+    return fast_tokenizer(tokenizers.Tokenizer.from_buffer(kept["json"].tobytes()))
+
+
+def tokens_of(catalog: Catalog, table: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Tokens:
+    """Token ids of all titles (`table` is "products") or queries ("queries"), cut once per catalogue, tokenizer and length."""
+
+    def cut() -> dict[str, np.ndarray]:
+        tokens = vars(Tokens.of(tokenizer, _texts(catalog, table), length))
+        return {name: tokens[name] for name in ("ids", "starts", "written")}
+
+    kept = catalog.kept(f"tokens-{table}", cut, [identity(tokenizer), length], CODE)
+    return Tokens(**kept, pad=tokenizer.pad_token_id)
+
+
+def _texts(catalog: Catalog, table: str) -> list[str]:
+    return (catalog.products["title"].fillna("") if table == "products" else catalog.queries["query"]).tolist()
 
 
 class Batches:
@@ -63,9 +89,7 @@ class Batches:
         shown: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         self.catalog, self.settings, self.seed = catalog, settings, seed
-        self.tokenizer = copy.deepcopy(
-            tokenizer
-        )  # a thread of its own makes batches, and tokenizers serve one at a time
+        self.tokenizer = copy.deepcopy(tokenizer)  # a thread of its own makes batches; tokenizers serve one at a time
         self.rank, self.world = place()
         if settings.training.batch_size % self.world:
             raise UserError(
@@ -78,35 +102,48 @@ class Batches:
                 f"Catalogue {catalog.name!r} has no clicks on training queries, so there is nothing to learn from."
             )
         self.tables = WordTables.of(catalog)
-        self.keywords = KeywordTable(self.tables, settings.keywords)
+        self.keywords = KeywordTable.of(catalog, settings.keywords)
         self.false_negatives = FalseNegatives(catalog, self.tables)
-        titles = catalog.products["title"].fillna("").tolist()
-        self.query_texts = catalog.queries["query"].tolist()
-        self.titles = encode(tokenizer, titles, settings.text.title_tokens)
-        self.query_tokens = encode(tokenizer, self.query_texts, settings.text.query_tokens)
+        self.query_texts, length = _texts(catalog, "queries"), settings.text.title_tokens
+        self.titles = tokens_of(catalog, "products", tokenizer, length)
+        self.query_tokens = tokens_of(catalog, "queries", tokenizer, settings.text.query_tokens)
         if settings.objectives.masked_language:
-            self.title_words = word_starts(tokenizer, titles, settings.text.title_tokens)
+            kept = catalog.kept(
+                "title-words",
+                lambda: {"starts": word_starts(tokenizer, _texts(catalog, "products"), length)},
+                [identity(tokenizer), length, segmenter()],
+                CODE,
+            )
+            self.title_words = dataclasses.replace(self.titles, ids=kept["starts"], pad=0)
         size = settings.model.image_size
         self.pixels, self.further = shown or (catalog.images(size)[0], catalog.further_images(size))
         clicks = np.bincount(self.products, minlength=len(catalog)).astype(np.float32)
         self.log_popularity = np.log((clicks + 1) / (clicks.sum() + len(clicks)))
-        pairs, counts = np.unique(np.stack([self.queries, self.products]), axis=1, return_counts=True)
-        confident = pairs[:, counts >= 2]
-        self.confident = confident if confident.shape[1] >= settings.training.batch_size else pairs
         self.mined: np.ndarray | None = None
         self._orders: dict[tuple[str, int], np.ndarray] = {}
+
+    @functools.cached_property
+    def confident(self) -> np.ndarray:
+        """Query and product rows that were clicked more than once, int64 (2, n); all of them where these are too few."""
+        pairs, counts = np.unique(self.queries * len(self.catalog) + self.products, return_counts=True)
+        repeated = pairs[counts >= 2]
+        chosen = repeated if len(repeated) >= self.settings.training.batch_size else pairs
+        return np.stack(np.divmod(chosen, len(self.catalog)))
 
     def rows(self, stage: str, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Query rows and product rows of the whole batch over all processes, int64 (B,)."""
         size = self.settings.training.batch_size
         queries, products = (self.queries, self.products) if stage == "pretrain" else self.confident
         if self.settings.training.unique_queries:
-            random, count, chosen = self._random("order", stage, step), size, []
-            while len(chosen) < size and count < len(queries):
-                count = min(4 * count, len(queries))
-                drawn = random.integers(len(queries), size=count) if count < len(queries) else random.permutation(count)
-                _, first = np.unique(self.false_negatives.strings[queries[drawn]], return_index=True)
-                chosen = drawn[np.sort(first)[:size]]
+            random, strings = self._random("order", stage, step), self.false_negatives.strings
+            drawn = random.integers(len(queries), size=4 * size)
+            _, first = np.unique(strings[queries[drawn]], return_index=True)
+            chosen = drawn[np.sort(first)[:size]]
+            if len(chosen) < size:
+                # strings are few: drawn once each, in proportion to their clicks (Gumbel top-k), and a click of each
+                order, begin, counts = self._by_string(stage)
+                once = np.argsort(-np.log(counts) - random.gumbel(size=len(counts)))[:size]
+                chosen = order[begin[once] + random.integers(counts[once])]
         else:
             at = np.arange(step * size, (step + 1) * size)
             epochs, places = at // len(queries), at % len(queries)
@@ -122,6 +159,13 @@ class Batches:
             self._orders = dict([*self._orders.items()][-1:])
             self._orders[stage, epoch] = self._random("order", stage, epoch).permutation(clicks)
         return self._orders[stage, epoch]
+
+    @functools.cache  # noqa: B019  as long as the batches
+    def _by_string(self, stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Clicks in the order of their query strings, where each string's begin there and how many it has."""
+        strings = self.false_negatives.strings[self.queries if stage == "pretrain" else self.confident[0]]
+        _, begin, counts = np.unique(np.sort(strings), return_index=True, return_counts=True)
+        return np.argsort(strings, kind="stable"), begin, counts
 
     def _random(self, purpose: str, stage: str, number: int) -> np.random.Generator:
         """A stream for each purpose and step or epoch; all processes draw the same numbers."""
@@ -152,7 +196,8 @@ class Batches:
             present[both & (hidden < rate), 0] = False
             present[both & (hidden > 1 - rate), 1] = False
         masks = self.masks(queries, products, mine)
-        whole = _trimmed("query", self.query_tokens, queries) | {"draws": random.random((B, 2), np.float32)}
+        whole = dict(zip(("query_ids", "query_mask"), self.query_tokens.padded(queries), strict=True))
+        whole["draws"] = random.random((B, 2), np.float32)
         replaced = np.zeros(B, bool)
         if settings.keywords.enrichment and settings.keywords.keyword_queries and stage == "pretrain":
             texts, asked = keyword_queries(self.keywords, products, settings.keywords.keyword_queries, random)
@@ -184,7 +229,7 @@ class Batches:
             inputs |= self._product_inputs("negative_", hard, self.catalog.present[hard], mine, whole, random)
         if stage == "pretrain" and settings.objectives.masked_language and settings.model.fusion != "image":
             ids, real = whole["title_ids"], whole["title_mask"] > 0
-            drawn = np.take_along_axis(random.random(ids.shape), self.title_words[products, : ids.shape[1]], 1)
+            drawn = np.take_along_axis(random.random(ids.shape), self.title_words.padded(products)[0], 1)
             chosen = real & (ids != self.tokenizer.cls_token_id) & (drawn < 0.15)  # words of Han characters as a whole
             if chosen.any():
                 pairs["masked_words"], pairs["masked_count"] = ids[mine][chosen[mine]], chosen.sum() / self.world
@@ -207,10 +252,11 @@ class Batches:
 
         A hidden title is one [CLS], a hidden image is black and alone; their weight is 0 either way.
         """
-        tokens = _trimmed(f"{prefix}title", self.titles, rows)
-        drop_words(tokens[f"{prefix}title_mask"], self.settings.training.word_dropout, random)
-        tokens[f"{prefix}title_mask"][~present[:, 0], 1:] = 0
-        whole |= {**tokens, f"{prefix}present": present.astype(np.float32)}
+        ids, mask = self.titles.padded(rows)
+        drop_words(mask, self.settings.training.word_dropout, random)
+        mask[~present[:, 0], 1:] = 0
+        named = {"title_ids": ids, "title_mask": mask, "present": present.astype(np.float32)}
+        whole |= {f"{prefix}{name}": array for name, array in named.items()}
         whole[f"{prefix}category"] = self.catalog.category_numbers[rows]
         places, owner = further_of(self.further[1], np.where(present[:, 1], rows, -1))
         draws = random.random((len(rows) + len(owner), 4))
@@ -250,9 +296,9 @@ def encoded(model: MakeModel, catalog: Catalog, rows: slice) -> ProductVectors:
     """Vectors of some products of a catalogue."""
     pixels, present, (further, owner) = pictures(catalog, model)
     own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
-    titles = catalog.products["title"].iloc[rows].fillna("").tolist()
+    titles = tokens_of(catalog, "products", model.tokenizer, model.config.title_tokens)
     more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]
-    return model.encode_products(titles, pixels[rows], present[rows], more, categories)
+    return model.encode_products(titles[rows], pixels[rows], present[rows], more, categories)
 
 
 def drop_words(mask: np.ndarray, share: float, random: np.random.Generator) -> None:
@@ -280,10 +326,3 @@ def augment(pixels: np.ndarray, draws: np.ndarray) -> np.ndarray:
     moved = pixels[np.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
     light = (0.8 + 0.4 * draws[:, 3, None, None, None]).astype(np.float32)
     return np.clip(moved * light, 0, 255).astype(np.uint8)
-
-
-def _trimmed(prefix: str, tokens: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Ids and mask of some rows, cut to the longest of them."""
-    mask = tokens["mask"][rows]
-    length = max(1, int(mask.sum(axis=1).max(initial=1)))
-    return {f"{prefix}_ids": tokens["ids"][rows, :length], f"{prefix}_mask": mask[:, :length].copy()}

@@ -15,8 +15,11 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import join, words
+from makelib.data.text import join, segmenter, words
 from makelib.settings import Keywords
+
+#: what decides the tables beside the catalogue, and the arrays that a sparse matrix is made of
+CODE, CSR = ("data/text.py", "data/catalog.py", "model/keywords.py"), ("data", "indices", "indptr")
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,42 @@ class WordTables:
 
     @classmethod
     def of(cls, catalog: Catalog) -> WordTables:
-        """Count. Everything learned comes from training data: titles of seen products, training queries and clicks."""
-        titles, queries = catalog.products["title"].fillna(""), catalog.queries["query"]
-        query_rows, product_rows = catalog.clicks("train")
-        counter = CountVectorizer(analyzer=words, binary=True, dtype=np.float32)
-        counter.fit([*titles[catalog.seen], *queries.iloc[catalog.query_rows("train")]])
-        vocabulary = counter.vocabulary_
-        title_words, query_words = counter.transform(titles), counter.transform(queries)
-        known = np.array([all(word in vocabulary for word in words(query)) for query in queries], dtype=bool)
-        pairs = sp.csr_matrix(
-            (np.ones(len(query_rows), np.float32), (product_rows, query_rows)), shape=(len(titles), len(queries))
-        )  # fmt: skip
-        idf = TfidfTransformer().fit(title_words[np.flatnonzero(catalog.seen)]).idf_.astype(np.float32)
+        """Counted now, or kept when another arm or process counted. Everything learned comes from training data: titles of seen
+        products, training queries and clicks."""
+        kept = catalog.kept("words", lambda: _counted(catalog), segmenter(), CODE)
+        shapes = {"titles": len(catalog), "queries": len(catalog.queries), "typed": len(catalog)}
         return cls(
-            vocabulary=list(counter.get_feature_names_out()),
-            titles=title_words.tocsr(),
-            queries=query_words.tocsr(),
-            known=known,
-            typed=(pairs @ query_words).tocsr(),
-            clicks=np.asarray(pairs.sum(axis=1)).ravel(),
-            idf=idf,
+            vocabulary=kept["vocabulary"].tobytes().decode().split("\n"),
+            known=kept["known"],
+            clicks=kept["clicks"],
+            idf=kept["idf"],
+            **{
+                name: sp.csr_matrix(tuple(kept[f"{name}.{part}"] for part in CSR), shape=(rows, len(kept["idf"])))
+                for name, rows in shapes.items()
+            },
         )
+
+
+def _counted(catalog: Catalog) -> dict[str, np.ndarray]:
+    """What `WordTables` holds, as arrays."""
+    query_rows, product_rows = catalog.clicks("train")
+    N, Q, seen = len(catalog), len(catalog.queries), np.flatnonzero(catalog.seen)
+    counter = CountVectorizer(analyzer=words, binary=True, dtype=np.float32)
+    counts = counter.fit_transform([*catalog.products["title"].fillna(""), *catalog.queries["query"]])
+    learned = np.flatnonzero(counts[np.concatenate([seen, N + catalog.query_rows("train")])].getnnz(axis=0))
+    inside = counts[:, learned].tocsr()
+    inside.sort_indices()
+    titles, queries = inside[:N], inside[N:]
+    pairs = sp.csr_matrix((np.ones(len(query_rows), np.float32), (product_rows, query_rows)), shape=(N, Q))
+    typed = (pairs @ queries).tocsr()
+    tables = {"titles": titles, "queries": queries, "typed": typed}
+    return {
+        "vocabulary": np.frombuffer("\n".join(counter.get_feature_names_out()[learned]).encode(), np.uint8),
+        "known": inside.getnnz(axis=1)[N:] == counts.getnnz(axis=1)[N:],
+        "clicks": np.asarray(pairs.sum(axis=1)).ravel(),
+        "idf": TfidfTransformer().fit(titles[seen]).idf_.astype(np.float32),
+        **{f"{name}.{part}": getattr(table, part) for name, table in tables.items() for part in CSR},
+    }
 
 
 def tfidf(tables: WordTables) -> sp.csr_matrix:
@@ -88,23 +106,29 @@ def salience(tables: WordTables, prior_clicks: float = 4.0) -> sp.csr_matrix:
 EXTRACTORS = {"tfidf": tfidf, "salience": salience}
 
 
+@dataclass(frozen=True)
 class KeywordTable:
-    """The `per_title` heaviest words of every title: `ids` int64 (N, k), -1 where there are fewer, and `weights` float32 (N, k)."""
+    """The `per_title` heaviest words of every title.
 
-    def __init__(self, tables: WordTables, settings: Keywords) -> None:
-        self.vocabulary = np.array(tables.vocabulary, dtype=object)
-        weights = EXTRACTORS[settings.extractor](tables)
-        k = settings.per_title
-        self.ids = np.full((weights.shape[0], k), -1, dtype=np.int64)
-        self.weights = np.zeros((weights.shape[0], k), dtype=np.float32)
-        # one sort over all entries: by title, then by falling weight, then by word, so that ties are stable
-        entries = weights.tocoo()
-        order = np.lexsort((entries.col, -entries.data, entries.row))
-        rows, columns, values = entries.row[order], entries.col[order], entries.data[order]
-        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        top = rank < k
-        self.ids[rows[top], rank[top]] = columns[top]
-        self.weights[rows[top], rank[top]] = values[top]
+    Attributes:
+        vocabulary: V words, object (V,). ids: int32 (N, k), -1 where there are fewer. weights: float32 (N, k).
+    """
+
+    vocabulary: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, catalog: Catalog, settings: Keywords) -> KeywordTable:
+        """Weighed now, or kept when another arm or process did."""
+        tables = WordTables.of(catalog)
+        kept = catalog.kept(
+            "keywords",
+            lambda: _heaviest(EXTRACTORS[settings.extractor](tables), settings.per_title),
+            [settings.extractor, settings.per_title, segmenter()],
+            CODE,
+        )
+        return cls(np.array(tables.vocabulary, dtype=object), kept["ids"], kept["weights"])
 
     def words(self, product: int) -> list[tuple[str, float]]:
         """Keywords of one product with their weights, heaviest first."""
@@ -113,6 +137,21 @@ class KeywordTable:
             for i, w in zip(self.ids[product], self.weights[product], strict=True)
             if i >= 0
         ]
+
+
+def _heaviest(weights: sp.csr_matrix, k: int) -> dict[str, np.ndarray]:
+    """Columns and values of the k largest entries of each row, int32 and float32 (N, k)."""
+    ids = np.full((weights.shape[0], k), -1, dtype=np.int32)
+    values = np.zeros((weights.shape[0], k), dtype=np.float32)
+    # one sort over all entries: by title, then by falling weight, then by word, so that ties are stable
+    entries = weights.tocoo()
+    order = np.lexsort((entries.col, -entries.data, entries.row))
+    rows = entries.row[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    top = rank < k
+    ids[rows[top], rank[top]] = entries.col[order][top]
+    values[rows[top], rank[top]] = entries.data[order][top]
+    return {"ids": ids, "weights": values}
 
 
 def enrich(

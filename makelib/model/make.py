@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from makelib.data.text import encode
+from makelib.data.text import Tokens, encode
 from makelib.model.encoders import (
     ImageEncoder,
     ImagePool,
@@ -303,7 +303,7 @@ class MakeModel(PreTrainedModel):
     @torch.inference_mode()
     def encode_products(
         self,
-        titles: Sequence[str],
+        titles: Sequence[str] | Tokens,
         pixels: np.ndarray,
         has_image: np.ndarray,
         further: tuple[np.ndarray, np.ndarray] | None = None,
@@ -314,7 +314,7 @@ class MakeModel(PreTrainedModel):
         """Encode products.
 
         Args:
-            titles: n strings; an empty one counts as missing.
+            titles: n strings, or their tokens; an empty one counts as missing.
             pixels: uint8 (n, S, S, 3), S the model's `image_size`, or what `makelib.model.frozen.pictures` gives instead;
                 memory-mapped arrays are read batch by batch.
             has_image: bool (n,).
@@ -322,18 +322,18 @@ class MakeModel(PreTrainedModel):
                 int64 (M,), ascending, which of the n products each belongs to.
             categories: int64 (n,), as `Catalog.category_numbers`; only the fusion `category` looks at them.
         """
-        tokenizer, outputs = self._needs_tokenizer(), []
+        if not isinstance(titles, Tokens):
+            titles = Tokens.of(self._needs_tokenizer(), titles, self.config.title_tokens)
+        outputs = []
         categories = np.zeros(len(titles), np.int64) if categories is None else categories
         bar = progress(range(0, len(titles), batch_size), description="encode", unit="batch", disable=quiet)
         with _evaluating(self):
             for start in bar:
                 piece = slice(start, start + batch_size)
-                tokens = encode(tokenizer, list(titles[piece]), self.config.title_tokens)
-                has_title = np.array([bool(title.strip()) for title in titles[piece]])
-                present = np.stack([has_title, np.asarray(has_image[piece])], axis=1).astype(np.float32)
+                present = np.stack([titles.written[piece], has_image[piece]], axis=1).astype(np.float32)
                 shown, owner = with_further(np.array(pixels[piece]), further, np.arange(len(titles))[piece])
                 shown = shown if shown.dtype == np.uint8 else shown[:, 0]  # not the mirror image
-                arrays = (tokens["ids"], tokens["mask"], shown, present, categories[piece], owner)
+                arrays = (*titles.padded(piece), shown, present, categories[piece], owner)
                 product = self.product(*(torch.from_numpy(array).to(self.device) for array in arrays))
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
         if not outputs:

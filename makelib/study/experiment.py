@@ -25,6 +25,7 @@ import pandas as pd
 
 from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog, settings_for
+from makelib.model.batches import Batches, tokenizer_for
 from makelib.model.training import training_key
 from makelib.model.warmup import warm_up_images, warms_up
 from makelib.runtime import Stopped, UserError, atomic_file, progress
@@ -173,9 +174,8 @@ class Experiment:
 
     def _share(self, todo: Sequence[Arm]) -> None:
         """What arms share is made once, before workers read it."""
-        for settings in {arm.settings.model: arm.settings for arm in todo}.values():
-            self.catalog.images(settings.model.image_size)
-            self.catalog.further_images(settings.model.image_size)
+        for settings in {(arm.settings.model, arm.settings.keywords): arm.settings for arm in todo}.values():
+            Batches(self.catalog, tokenizer_for(self.catalog, settings), settings, 0)  # its tables and photographs
             if warms_up(settings):
                 self.status("teaching the image encoder to see, once for all arms")
                 warm_up_images(self.catalog, settings)

@@ -231,7 +231,9 @@ def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Setting
     clicked = first.loc[query_rows].to_numpy()
     words = WordTables.of(catalog)
     chosen = settings.replace(**{"keywords.keyword_dropout": 0.0}).keywords
-    extra = enrich(KeywordTable(words, chosen), words.queries[query_rows], clicked, chosen, np.random.default_rng(0))
+    extra = enrich(
+        KeywordTable.of(retriever.catalog, chosen), words.queries[query_rows], clicked, chosen, np.random.default_rng(0)
+    )
     texts = catalog.queries["query"].iloc[query_rows].tolist()
     rows = []
     for name, vectors in {

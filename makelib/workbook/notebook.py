@@ -262,7 +262,7 @@ def keyword_table(catalog: Catalog, settings: Settings, products: int = 8) -> HT
     ]
     seen = [row for row in rows if tables.clicks[row] > 0][:products]
     columns = {
-        name: KeywordTable(tables, settings.replace(**{"keywords.extractor": name}).keywords) for name in EXTRACTORS
+        name: KeywordTable.of(catalog, settings.replace(**{"keywords.extractor": name}).keywords) for name in EXTRACTORS
     }  # fmt: skip
     body = "".join(
         "<tr><td>"

@@ -1,5 +1,6 @@
 """The three tables: what is written is read back, what does not fit is refused, relevance equals its definition."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -235,3 +236,53 @@ def test_two_processes_decode_the_same_photographs_once(tmp_path):
     ]
     assert [call.communicate()[0].strip() for call in calls] == ["2"] * 3
     assert len(list((tmp_path / "c" / ".cache").glob("*.npy"))) == 2
+
+
+def test_what_is_kept_is_made_once_whole_and_shared(tmp_path, tiny_catalog):
+    catalog = dataclasses.replace(tiny_catalog, folder=tmp_path)
+    made = []
+
+    def make():
+        made.append(len(made))
+        return {"numbers": np.arange(4) + len(made), "none": np.zeros((0, 3), np.int32)}
+
+    def broken():
+        yield from make().items()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        catalog.kept("table", lambda: dict(broken()), 1, ("data/text.py",))
+    assert not list(tmp_path.glob(".cache/*"))
+    for _ in range(2):
+        kept = catalog.kept("table", make, 1, ("data/text.py",))
+    assert made == [0, 1]
+    assert kept["numbers"].tolist() == [2, 3, 4, 5]
+    assert kept["none"].shape == (0, 3)
+    assert isinstance(kept["numbers"], np.memmap)
+    catalog.kept("table", make, 2, ("data/text.py",))
+    catalog.kept("table", make, 1, ("data/tables.py",))
+    dataclasses.replace(catalog, fingerprint="other").kept("table", make, 1, ("data/text.py",))
+    assert len(made) == 5
+
+
+def test_processes_that_want_the_same_table_make_it_once(tmp_path):
+    """Four begin at the same moment; each adds a line where it makes the table."""
+    program = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from makelib.data.catalog import Catalog
+
+catalog = Catalog(Path(sys.argv[1]), "many", "many", {}, *[None] * 6)
+
+def make():
+    with open(sys.argv[1] + "/made", "a") as log:
+        log.write("made\\n")
+    time.sleep(0.5)
+    return {"numbers": np.arange(1000)}
+
+assert catalog.kept("table", make, 0, ("data/text.py",))["numbers"].sum() == 499500
+"""
+    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait(60) for process in running] == [0] * 4
+    assert (tmp_path / "made").read_text() == "made\n"

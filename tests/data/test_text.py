@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from makelib.data import text
-from makelib.data.text import encode, join, lacks_segmenter, pieces, train_tokenizer, word_starts, words
+from makelib.data.text import (
+    Tokens,
+    encode,
+    fast_tokenizer,
+    identity,
+    join,
+    lacks_segmenter,
+    pieces,
+    train_tokenizer,
+    word_starts,
+    words,
+)
 
 SAMPLES = [
     "Red Striped Dress",
@@ -153,13 +164,39 @@ def test_chinese_catalogues_are_told_to_install_jieba(segmenter):
     assert not lacks_segmenter([])
 
 
+@pytest.mark.parametrize("piece", [1, 3, 65536])
+def test_tokens_without_padding_are_those_with_it(tokenizer, piece, monkeypatch):
+    monkeypatch.setattr(text, "PIECE", piece)
+    texts = [*SAMPLES, "", " ", "a " * 50]
+    tokens, wanted = Tokens.of(tokenizer, texts, 9), encode(tokenizer, texts, 9)
+    assert tokens.ids.dtype == np.uint16
+    assert tokens.written.tolist() == [True] * len(SAMPLES) + [False, False, True]
+    for rows in (np.array([3, 12, 0, 3]), slice(2, 7), slice(None)):
+        (ids, mask), length = tokens.padded(rows), wanted["mask"][rows].sum(axis=1).max()
+        np.testing.assert_array_equal(ids, wanted["ids"][rows, :length])
+        np.testing.assert_array_equal(mask, wanted["mask"][rows, :length])
+    part = tokens[4:9]
+    assert len(part) == 5
+    np.testing.assert_array_equal(part.padded(slice(1, 4))[0], tokens.padded(slice(5, 8))[0])
+
+
+def test_a_tokenizer_is_told_by_what_it_does_and_not_by_what_was_asked_last(tokenizer):
+    again = fast_tokenizer(tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    known = identity(again)
+    assert again(SAMPLES)["input_ids"] == tokenizer(SAMPLES)["input_ids"]
+    again(SAMPLES, truncation=True, max_length=4, padding=True)
+    assert identity(again) == known
+    assert identity(train_tokenizer(SAMPLES, 400)) != known
+
+
 def test_word_starts(tokenizer, segmenter):
     samples = ["红色连衣裙 dress", "red 红", ""]
-    starts = word_starts(tokenizer, samples, 8)
-    assert starts.shape == encode(tokenizer, samples, 8)["ids"].shape
+    tokens = Tokens.of(tokenizer, samples, 8)
+    first, second, third = np.split(word_starts(tokenizer, samples, 8), tokens.starts[1:-1])
     # [CLS], 红 色, 连 衣 裙, dress
-    assert starts[0].tolist() == ([0, 1, 1, 3, 3, 3, 6] if segmenter == "jieba" else list(range(7)))
-    assert starts[1].tolist() == list(range(7))
+    assert first.tolist() == ([0, 1, 1, 3, 3, 3, 6] if segmenter == "jieba" else list(range(7)))
+    assert second.tolist() == list(range(tokens.starts[2] - tokens.starts[1]))
+    assert third.tolist() == [0]
 
 
 @pytest.mark.parametrize(

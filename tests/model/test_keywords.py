@@ -62,15 +62,15 @@ def test_word_tables_count_training_data_only(catalog, tables):
     assert tables.clicks.tolist() == [3, 3, 0, 1, 0, 0]
 
 
-def test_tfidf_weighs_by_rarity_and_salience_by_what_shoppers_type(tables):
-    rare = KeywordTable(tables, Keywords(extractor="tfidf")).words(0)
+def test_tfidf_weighs_by_rarity_and_salience_by_what_shoppers_type(catalog):
+    rare = KeywordTable.of(catalog, Keywords(extractor="tfidf")).words(0)
     assert rare[0][0] == "cheap"
-    learned = dict(KeywordTable(tables, Keywords(extractor="salience")).words(0))
+    learned = dict(KeywordTable.of(catalog, Keywords(extractor="salience")).words(0))
     assert learned["red"] > learned["cheap"]  # nobody who clicked ever typed "cheap"
 
 
-def test_salience_equals_the_formula(tables):
-    table = dict(KeywordTable(tables, Keywords(extractor="salience", per_title=9)).words(0))
+def test_salience_equals_the_formula(catalog, tables):
+    table = dict(KeywordTable.of(catalog, Keywords(extractor="salience", per_title=9)).words(0))
     v = tables.vocabulary.index("red")
     clicked_with_word = sum(1 for q, p in CLICKS if "red" in words(dict((i, t) for i, t, *_ in PRODUCTS)[p]))
     typed_with_word = sum(
@@ -82,7 +82,7 @@ def test_salience_equals_the_formula(tables):
 
 
 def test_enrichment_adds_only_new_words_of_the_clicked_title(catalog, tables):
-    keywords = KeywordTable(tables, Keywords())
+    keywords = KeywordTable.of(catalog, Keywords())
     for seed in range(20):
         random = np.random.default_rng(seed)
         extra = enrich(keywords, tables.queries[[0, 1]], np.array([0, 3]), Keywords(keyword_dropout=0.0), random)
@@ -95,8 +95,8 @@ def test_enrichment_adds_only_new_words_of_the_clicked_title(catalog, tables):
     ) == [""]
 
 
-def test_heavier_keywords_are_drawn_more_often(tables):
-    keywords = KeywordTable(tables, Keywords(extractor="salience"))
+def test_heavier_keywords_are_drawn_more_often(catalog, tables):
+    keywords = KeywordTable.of(catalog, Keywords(extractor="salience"))
     first, last = keywords.words(3)[0][0], keywords.words(3)[-1][0]
     random = np.random.default_rng(0)
     empty = tables.queries[[0] * 500].copy() * 0
@@ -214,9 +214,9 @@ def test_the_oracle_masks_exactly_the_truth(tmp_path):
     assert truth.all()
 
 
-def test_settings_choose_the_extractor(tables):
-    one = KeywordTable(tables, Keywords(extractor="tfidf"))
-    two = KeywordTable(tables, dataclasses.replace(Keywords(), extractor="salience"))
+def test_settings_choose_the_extractor(catalog):
+    one = KeywordTable.of(catalog, Keywords(extractor="tfidf"))
+    two = KeywordTable.of(catalog, dataclasses.replace(Keywords(), extractor="salience"))
     assert not np.array_equal(one.ids, two.ids)
 
 
@@ -227,7 +227,7 @@ def test_keywords_of_the_generated_world_are_true_attribute_words(language, segm
         Bazaar(products=600, queries=400, clicks=9000, image_size=16, language=language), tmp_path / "bazaar"
     )
     tables = WordTables.of(catalog)
-    keywords, words_of = KeywordTable(tables, Keywords(per_title=3)), vocabulary(language)
+    keywords, words_of = KeywordTable.of(catalog, Keywords(per_title=3)), vocabulary(language)
     true, chance = [], []
     for row in np.flatnonzero(tables.clicks >= 5):
         attributes = catalog.attributes.iloc[row].dropna()

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from makelib.data.catalog import Catalog
 from makelib.data.tables import write_catalog
 from makelib.model.batches import Batches, augment, drop_words, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
@@ -214,8 +215,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(catalog, tmp_
 
 
 def test_test_queries_are_never_looked_at(catalog, tmp_path):
-    """Other strings, other constraints, no clicks: the weights are the same to the bit."""
-    other = dataclasses.replace(catalog, queries=catalog.queries.copy(), interactions=catalog.interactions)
+    """Other strings, other constraints, no clicks: the weights are the same to the bit. What is kept of a catalogue is kept of
+    each by itself."""
+    other = dataclasses.replace(catalog, queries=catalog.queries.copy(), fingerprint="other")
     tests = other.query_rows("test")
     other.queries.loc[tests, "query"] = "something else"
     other.queries["constraints"] = [
@@ -381,7 +383,7 @@ def test_words_of_han_characters_are_masked_whole(chinese, segmenter):
     for step in range(5):
         _, products = batches.rows("pretrain", step)
         at = batches("pretrain", step).inputs["masked_at"].numpy()
-        starts = batches.title_words[products][:, : at.shape[1]]
+        starts = batches.title_words.padded(products)[0]
         assert (at == np.take_along_axis(at, starts, 1)).all()
         masked, shared = masked + at.sum(), shared + (at & (starts != np.arange(at.shape[1]))).sum()
     assert masked
@@ -477,6 +479,46 @@ def test_unique_queries_never_repeat_a_string(catalog):
     for step in range(5):
         queries, _ = batches.rows("pretrain", step)
         assert len(np.unique(queries)) == len(queries)
+
+
+def test_few_query_strings_are_drawn_once_each_in_proportion_to_their_clicks(catalog):
+    """More rows than strings: each once; a little fewer: the popular ones oftener, any of their clicks, without sorting clicks anew."""
+    strings = len(np.unique(Batches(catalog, tokenizer_for(catalog, tiny()), tiny(), 0).queries))
+    drawn = {}
+    for size in (10 * strings, strings - 2):
+        settings = tiny(**{"training.unique_queries": True, "training.batch_size": size})
+        batches = Batches(catalog, tokenizer_for(catalog, settings), settings, 0)
+        drawn[size] = [batches.rows("pretrain", step) for step in range(300)]
+        assert {len(queries) for queries, _ in drawn[size]} == {min(size, strings)}
+        assert all(len(np.unique(queries)) == len(queries) for queries, _ in drawn[size])
+    assert set(np.concatenate([products for _, products in drawn[10 * strings]])) == set(batches.products)
+    often = np.bincount(np.concatenate([queries for queries, _ in drawn[strings - 2]]), minlength=len(catalog.queries))
+    clicks = np.bincount(batches.queries, minlength=len(catalog.queries))
+    known = np.flatnonzero(clicks)
+    assert np.corrcoef(np.log(clicks[known]), often[known])[0, 1] > 0.7
+
+
+def test_what_depends_on_the_catalogue_alone_is_made_once(tmp_path, monkeypatch):
+    """Two arms, another model's validation included: nothing is cut, counted or trained again, and nothing is copied into memory."""
+    catalog, settings = toy(tmp_path / "catalogue"), tiny(**{"objectives.masked_language": 0.1})
+    train(catalog, settings, 0, tmp_path / "one", on_step=lambda *_: None)
+    for name in ("train_tokenizer", "word_starts", "Tokens.of"):
+        monkeypatch.setattr(f"makelib.model.batches.{name}", lambda *_: pytest.fail("made twice"))
+    for name in ("_counted", "_heaviest"):
+        monkeypatch.setattr(f"makelib.model.keywords.{name}", lambda *_: pytest.fail("made twice"))
+    again = Catalog.open(tmp_path / "catalogue")
+    train(again, settings.replace(**{"model.fusion": "mean"}), 1, tmp_path / "two", on_step=lambda *_: None)
+    batches = Batches(again, tokenizer_for(again, settings), settings, 0)
+    for table in (
+        batches.titles.ids,
+        batches.query_tokens.ids,
+        batches.title_words.ids,
+        batches.keywords.ids,
+        batches.tables.known,
+    ):
+        assert isinstance(table, np.memmap)
+    kinds = {batches.titles.ids.dtype, batches.keywords.ids.dtype, batches.tables.titles.indices.dtype}
+    assert kinds == {np.dtype(np.uint16), np.dtype(np.int32)}
 
 
 def test_an_epoch_sees_every_click_once(catalog):

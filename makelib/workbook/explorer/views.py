@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from makelib import settings as settings_module
 from makelib.data.pictures import fit
 from makelib.data.text import words
-from makelib.model.keywords import KeywordTable, WordTables
+from makelib.model.keywords import KeywordTable
 from makelib.runtime import UserError, meant
 from makelib.search import explain
 from makelib.search.index import ProductIndex
@@ -103,7 +103,7 @@ class Views:
         self.thumbnail = functools.lru_cache(maxsize=4096)(self._thumbnail)
         self.open = once(lambda name: self._sources[name]())
         self._built = once(self._build)
-        self._keywords = once(lambda: KeywordTable(WordTables.of(self.catalog), self.settings.keywords))
+        self._keywords = once(lambda: KeywordTable.of(self.catalog, self.settings.keywords))
 
     # -- what is searched -----------------------------------------------------------------------------------------
 
