@@ -33,8 +33,8 @@ AT_LEAST = {
     "training.batch_size": 1, "training.image_warmup_batch": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
     "index.hnsw_search": 1, "evaluation.cutoffs": 1, "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
 }  # fmt: skip
-FUSIONS = ("title", "image", "mean", "global", "category", "joint", "gate", "adaptive")
-Fusion = Literal["title", "image", "mean", "global", "category", "joint", "gate", "adaptive"]
+FUSIONS = ("title", "image", "mean", "global", "category", "joint", "single_stream", "gate", "adaptive")
+Fusion = Literal["title", "image", "mean", "global", "category", "joint", "single_stream", "gate", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class Bazaar:
     wrong_clicks: float = 0.10
     missing_title: float = 0.03
     missing_image: float = 0.03
+    #: times as many titles with wrong words, and as many spoiled or misleading photographs, as each department has
+    stuffing: float = 1.0
+    image_noise: float = 1.0
     duplicates: float = 0.05
     #: share of products that no training click touches (cold products)
     cold: float = 0.15
@@ -101,6 +104,8 @@ class Model:
     width: int = 256
     #: layers of the text encoders; 0: a bag of words
     text_layers: int = 0
+    #: one text encoder for queries and titles, projection included, and not one for each
+    shared_text: bool = False
     #: share of the entries of a query's, a title's and an image's mean that are hidden in training
     summary_dropout: float = 0.3
     heads: int = 4

@@ -171,14 +171,25 @@ class StreamFusion(nn.Module):
 
 
 class JointFusion(nn.Module):
-    """A transformer over `[CLS; title; patches]`, ALBEF/FashionBERT-style; it has no weights and its score does not split.
+    """A transformer over `[CLS; title; patches]`; it has no weights and its score does not split.
 
-    Its output is added to the mean of the streams and starts at zero: trained from a cold start it loses to titles alone, and
-    would be a straw man.
+    With `residual` its output is added to the mean of the streams and starts at zero (`joint`, ALBEF-style): trained from a cold
+    start it loses to titles alone, and would be a straw man. Without, its output is all there is from the first step
+    (`single_stream`, as FashionBERT, Gao et al. 2020, and CommerceMM's multimodal encoder, Yu et al. 2022).
     """
 
-    def __init__(self, width: int, dim: int, heads: int, dropout: float, inner: int = 64, layers: int = 1) -> None:
+    def __init__(
+        self,
+        width: int,
+        dim: int,
+        heads: int,
+        dropout: float,
+        residual: bool = True,
+        inner: int = 64,
+        layers: int = 1,
+    ) -> None:
         super().__init__()
+        self.residual = residual
         self.cls = nn.Parameter(torch.randn(1, 1, inner) * 0.02)
         self.modality = nn.Parameter(torch.randn(2, inner) * 0.02)
         self.enter_title, self.enter_image = nn.Linear(width, inner), nn.Linear(width, inner)
@@ -187,8 +198,9 @@ class JointFusion(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(inner), enable_nested_tensor=False)
         self.project = nn.Linear(inner, dim)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        if residual:
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
 
     def forward(
         self,
@@ -206,10 +218,11 @@ class JointFusion(nn.Module):
         mask = torch.cat(
             [present.new_ones(B, 1), title_mask.to(present.dtype) * present[:, :1], present[:, 1:].expand(B, P)], dim=1
         )  # (B, 1 + L + P)
-        states = self.encoder(states, src_key_padding_mask=mask == 0)
-        mean = masked_softmax(torch.zeros_like(present), present).to(u_t.dtype)
-        mean = (mean[..., None] * torch.stack([u_t, u_v], dim=1)).sum(dim=1)
-        embedding = F.normalize(mean + self.project(states[:, 0]), dim=-1)
+        embedding = self.project(self.encoder(states, src_key_padding_mask=mask == 0)[:, 0])
+        if self.residual:
+            mean = masked_softmax(torch.zeros_like(present), present).to(u_t.dtype)
+            embedding = (mean[..., None] * torch.stack([u_t, u_v], dim=1)).sum(dim=1) + embedding
+        embedding = F.normalize(embedding, dim=-1)
         unknown = embedding.new_full((B, 2, embedding.shape[-1]), torch.nan)
         return Product(embedding, unknown[..., 0], unknown)
 
@@ -236,8 +249,8 @@ def make_fusion(
     project_title: nn.Module,
 ) -> nn.Module:
     """The fusion named `kind` (one of `makelib.settings.FUSIONS`), everything else equal."""
-    if kind == "joint":
-        return JointFusion(width, dim, heads, dropout)
+    if kind in ("joint", "single_stream"):
+        return JointFusion(width, dim, heads, dropout, residual=kind == "joint")
     weigh = {
         "title": lambda: FixedWeights(1.0),
         "image": lambda: FixedWeights(0.0),

@@ -53,6 +53,7 @@ class MakeConfig(PretrainedConfig):
         dropout: float = 0.0,
         summary_dropout: float = 0.0,
         gate_temperature: float = 1.0,
+        shared_text: bool = False,
         text: dict | None = None,
         image_backbone: str = "test_resnet.r160_in1k",
         image_size: int = 32,
@@ -66,6 +67,7 @@ class MakeConfig(PretrainedConfig):
     ) -> None:
         self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
         self.gate_temperature, self.summary_dropout = gate_temperature, summary_dropout
+        self.shared_text = shared_text
         self.text = (
             text
             or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
@@ -128,8 +130,11 @@ class MakeModel(PreTrainedModel):
         self.query_encoder = QueryEncoder(text, D)
         # a mean loses some of its entries in training: a few thousand query strings are soon learned by heart
         self.query_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
-        self.title_encoder = TitleEncoder(text, D)
-        self.title_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
+        if config.shared_text:
+            self.title_encoder, self.title_project = self.query_encoder, self.query_project
+        else:
+            self.title_encoder = TitleEncoder(text, D)
+            self.title_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
         self.image_encoder = ImageEncoder(
             config.image_backbone,
             image_size=config.image_size,
@@ -166,15 +171,15 @@ class MakeModel(PreTrainedModel):
             self.title_encoder.load_state_dict(self.query_encoder.state_dict())
             self.title_project.load_state_dict(self.query_project.state_dict())
             self.title_encoder.backbone.set_input_embeddings(self.query_encoder.backbone.get_input_embeddings())
-            self._tied_weights_keys = self._shared_words()
+            self._tied_weights_keys = self._shared_weights()
         self.tokenizer = tokenizer
         self.post_init()
 
-    def _shared_words(self) -> dict[str, str]:
-        """The word embeddings stand in the checkpoint once, under the query encoder's name."""
-        words = self.query_encoder.backbone.get_input_embeddings()
-        names = [name for name, module in self.named_modules(remove_duplicate=False) if module is words]
-        return {f"{name}.weight": f"{names[0]}.weight" for name in names[1:]}
+    def _shared_weights(self) -> dict[str, str]:
+        """What two encoders share (the word embeddings at least) stands in the checkpoint once, under the query encoder's name."""
+        first: dict[int, str] = {}
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: known for name, each in named if (known := first.setdefault(id(each), name)) != name}
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module keeps its own library's initialisation."""
@@ -389,6 +394,7 @@ class MakeModel(PreTrainedModel):
             dropout=model.dropout,
             gate_temperature=model.gate_temperature,
             summary_dropout=model.summary_dropout,
+            shared_text=model.shared_text,
             categories=categories,
             text=text_config(
                 model.text_backbone,

@@ -10,6 +10,8 @@ from makelib.settings import FUSIONS
 KEYWORDS: dict[str, Any] = {"keywords.enrichment": True, "keywords.false_negatives": "rule"}
 #: objectives beside `query_product` that the presets train with
 BESIDE = ("title_image", "query_image", "keyword_enhanced", "distillation", "gate_entropy")
+#: objectives of cross-attending pre-training, which the presets leave out
+MATCHED = tuple(f"objectives.{name}" for name in ("title_image_matching", "query_product_matching", "masked_language"))
 CLICKS_ONLY: dict[str, Any] = KEYWORDS | {f"objectives.{name}": 0.0 for name in BESIDE}
 
 #: study -> variant -> what it changes in the settings. Modal Adaptation is compared without Keyword Enhancement, and
@@ -25,6 +27,20 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "oracle": {"keywords.false_negatives": "oracle"},
         "unique_queries": {"training.unique_queries": True},
         "tfidf": {"keywords.enrichment": True, "keywords.extractor": "tfidf"},
+    },
+    # rivals for the place of Modal Adaptation, all with the same data, tokenizer, steps and batches; pretrained dual encoders
+    # (`ablation.peers`) stand beside them
+    "peers": {
+        "title": {"model.fusion": "title"},
+        "image": {"model.fusion": "image"},
+        "mean": {"model.fusion": "mean"},
+        "joint": {"model.fusion": "joint"},
+        # ALBEF (Li et al., 2021): the joint fusion with matching and masked words, each head on the encoders' states
+        "albef": {"model.fusion": "joint", **dict.fromkeys(MATCHED, 0.1)},
+        # FashionBERT (Gao et al., 2020), CommerceMM (Yu et al., 2022): one transformer over words and patches
+        "single_stream": {"model.fusion": "single_stream"},
+        "single_stream_matched": {"model.fusion": "single_stream", **dict.fromkeys(MATCHED, 0.1)},
+        "adaptive": {},
     },
     "make": {
         "title": {"model.fusion": "title"},
@@ -42,10 +58,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
             f"only_{name}": {key: value for key, value in CLICKS_ONLY.items() if key != f"objectives.{name}"}
             for name in BESIDE
         },
-        **{
-            f"with_{name}": KEYWORDS | {f"objectives.{name}": 0.1}
-            for name in ("title_image_matching", "query_product_matching", "masked_language")
-        },
+        **{f"with_{name.partition('.')[2]}": KEYWORDS | {name: 0.1} for name in MATCHED},
         "with_margin": KEYWORDS | {"objectives.margin": 0.05},
         "with_popularity_correction": KEYWORDS | {"objectives.popularity_correction": True},
     },
@@ -90,9 +103,18 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "blind_start": {"training.image_warmup": 0},
         "short_warmup": {"training.image_warmup": 100},
     },
+    # as many steps in all: the first alone, the second alone (a fifth of the rate, mined negatives), one after the other
     "stages": {
-        "pretrain": KEYWORDS | {"training.finetune_steps": 0},
-        "both_stages": KEYWORDS | {"training.finetune_steps": 80},
+        "pretrain": KEYWORDS | {"training.steps": 380, "training.finetune_steps": 0},
+        "finetune": KEYWORDS | {"training.steps": 0, "training.finetune_steps": 380},
+        "both_stages": KEYWORDS | {"training.steps": 300, "training.finetune_steps": 80},
+    },
+    # brief queries and long titles: an encoder for each, or one for both?
+    "query_encoder": {
+        "separate": {},
+        "shared": {"model.shared_text": True},
+        "separate_layer": {"model.text_layers": 1},
+        "shared_layer": {"model.text_layers": 1, "model.shared_text": True},
     },
 }
 #: (variant, reference) pairs of each study; the first of a variant is its default reference. Beside its variants a study has
@@ -107,6 +129,11 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
     "keyword_enhancement": [
         ("enrichment", "none"), ("false_negatives", "none"), ("both", "none"), ("oracle", "none"), ("unique_queries", "none"),
         ("tfidf", "enrichment"), ("none", "raw"),
+    ],
+    "peers": [
+        *(("adaptive", rival) for rival in ("joint", "albef", "single_stream", "single_stream_matched", "mean", "late_fusion", "title")),
+        ("albef", "joint"), ("single_stream", "joint"), ("single_stream_matched", "single_stream"), ("single_stream", "mean"),
+        ("joint", "mean"), ("mean", "title"), ("image", "title"), ("late_fusion", "title"), ("title", "bm25"),
     ],
     "make": [
         ("full", "title"), ("full", "title_keywords"), ("full", "adaptive"), ("full", "bm25"), ("full", "reader"),
@@ -130,7 +157,8 @@ REFERENCES: dict[str, list[tuple[str, str]]] = {
         ("frozen_gain", "trained_gain"),
     ],
     "towers": [(variant, "bag_of_words") for variant in STUDIES["towers"] if variant != "bag_of_words"],
-    "stages": [("both_stages", "pretrain")],
+    "stages": [("both_stages", "pretrain"), ("both_stages", "finetune"), ("finetune", "pretrain")],
+    "query_encoder": [("separate", "shared"), ("separate_layer", "shared_layer"), ("separate", "separate_layer")],
 }  # fmt: skip
 #: lines of a study that are differences themselves, query by query: study -> name -> (variant, reference). Compared with each
 #: other they say whether a gain depends on something else (an interaction).
@@ -168,6 +196,9 @@ SWEEPS = {
     # what is Modal Adaptation worth as more photographs, or more titles, are missing?
     "no_image": Sweep("bazaar.missing_image", (0.0, 0.03, 0.3), "modal_adaptation", ("title", "global", "adaptive")),
     "no_title": Sweep("bazaar.missing_title", (0.0, 0.03, 0.3), "modal_adaptation", ("title", "global", "adaptive")),
+    # and as sellers write more wrong words, or photographs show less of the truth?
+    "stuffing": Sweep("bazaar.stuffing", (0.0, 1.0, 2.0), "modal_adaptation", ("title", "global", "adaptive")),
+    "image_noise": Sweep("bazaar.image_noise", (0.0, 1.0, 2.0), "modal_adaptation", ("title", "global", "adaptive")),
     # and as titles name more of what the photograph shows?
     "told": Sweep("bazaar.title_names_visible", (0.1, 0.25, 0.6), "modal_adaptation", ("title", "global", "adaptive")),
     # do weights per product pay more where a tower cannot say "unsure" by its direction, because it does not learn?

@@ -38,7 +38,7 @@ def test_embeddings_are_unit_length_and_parts_add_up(kind):
     product = module(*inputs(title, image), torch.ones(B, 2), CATEGORY)
     assert product.embedding.shape == (B, d)
     assert torch.allclose(product.embedding.norm(dim=-1), torch.ones(B), atol=1e-5)
-    if kind != "joint":
+    if kind not in ("joint", "single_stream"):
         assert torch.allclose(product.parts.sum(1), product.embedding, atol=1e-6)
         assert torch.allclose(product.weights.sum(1), torch.ones(B))
     else:
@@ -78,6 +78,23 @@ def test_everything_learned_starts_as_the_mean(kind):
         mean(*states, torch.ones(B, 2), CATEGORY).embedding,
         atol=1e-6,
     )
+
+
+def test_a_single_stream_says_nothing_but_what_its_transformer_says():
+    """The streams' summaries do not reach it, its first output is no mean, and what is hidden by the masks stays out."""
+    module, title, image = fusion("single_stream")
+    H_t, mask, H_v, u_t, u_v = inputs(title, image)
+    present = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    first = module(H_t, mask, H_v, u_t, u_v, present, CATEGORY).embedding
+    assert torch.equal(first, module(H_t, mask, H_v, -u_t, u_v.flip(0), present, CATEGORY).embedding)
+    mean, *_ = fusion("mean")
+    assert (first * mean(H_t, mask, H_v, u_t, u_v, present, CATEGORY).embedding).sum(1).abs().max() < 0.9
+    hidden_t, hidden_v = H_t.clone(), H_v.clone()
+    hidden_t[3], hidden_t[0, 3:], hidden_v[2] = 9.0, 9.0, 9.0
+    again = module(hidden_t, mask, hidden_v, u_t, u_v, present, CATEGORY).embedding
+    assert torch.allclose(first, again, atol=1e-6)
+    seen = module(H_t + 0.5, mask, H_v, u_t, u_v, present, CATEGORY).embedding
+    assert not torch.allclose(first[0], seen[0], atol=1e-3)
 
 
 def test_a_weight_per_category_is_that_of_the_category():

@@ -65,6 +65,24 @@ def test_word_embeddings_are_shared_and_stay_shared(layers, tokenizer, tmp_path)
         assert words[0] is words[1] or words[0].data_ptr() == words[1].data_ptr()
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_one_text_encoder_for_both_sides_is_one_and_returns_as_one(layers, tokenizer, pixels, tmp_path):
+    changes = {"model.text_layers": layers, "model.shared_text": True}
+    model, apart = make(tokenizer, **changes), make(tokenizer, **changes | {"model.shared_text": False})
+    sizes = [sum(p.numel() for p in each.parameters()) for each in (model, apart)]
+    own = sum(p.numel() for n, p in apart.named_parameters() if n.startswith(("title_encoder", "title_project")))
+    assert sizes[1] - sizes[0] == own > 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "m")
+    again = MakeModel.from_pretrained(tmp_path / "m")
+    assert again.fingerprint() == model.fingerprint()
+    for each in (model, again):
+        query = each.query_states(torch.tensor([[5, 6]]), torch.ones(1, 2))
+        assert torch.equal(query, each.title_encoder(torch.tensor([[5, 6]]), torch.ones(1, 2)))
+
+
 def test_without_layers_a_text_is_a_bag_of_words(tokenizer):
     bag, layer = (make(tokenizer, **{"model.text_layers": layers}) for layers in (0, 1))
     one, two = (np.array([m.encode_queries([text])[0] for text in ("red dress", "dress red")]) for m in (bag, layer))

@@ -250,6 +250,16 @@ def test_a_killed_run_resumes_to_the_same_weights(catalog, tmp_path, stop):
     pd.testing.assert_frame_equal(*curves)
 
 
+def test_fine_tuning_alone_starts_from_nothing(catalog, tmp_path):
+    settings = tiny(**{"training.steps": 0, "training.finetune_steps": 30, "training.learning_rate": 2e-2})
+    model = train(catalog, settings, 0, tmp_path, on_step=lambda *_: None)
+    curves = pd.read_parquet(tmp_path / "curves.parquet")
+    assert curves["step"].tolist() == list(range(31))
+    assert curves["stage"].tolist() == ["pretrain", *["finetune"] * 30]
+    untrained = train(catalog, tiny(**{"training.steps": 0}), 0, tmp_path / "none", on_step=lambda *_: None)
+    assert model.fingerprint() != untrained.fingerprint()
+
+
 def test_seeds_and_studies_may_change_while_a_run_is_interrupted(catalog, tmp_path):
     train(catalog, tiny(), 0, tmp_path / "killed", on_step=lambda *_: None, stop_after=7)
     more = tiny(**{"seeds": (0, 1, 2), "name": "full", "ablation.workers": 2, "evaluation.test_queries": 5})

@@ -320,6 +320,21 @@ def test_trust_varies_between_and_within_categories(world):
     assert (truth.groupby("category")[["image_reliability", "title_reliability"]].std() > 0.06).all(axis=None)
 
 
+def test_wrong_words_and_spoiled_photographs_follow_their_factor(small, tmp_path):
+    none, twice = (
+        bazaar.generate(dataclasses.replace(SMALL, stuffing=factor, image_noise=factor), tmp_path / str(factor)).truth
+        for factor in (0.0, 2.0)
+    )
+    stuffed = [(truth["title_kind"] == "stuffed").mean() for truth in (none, small.truth, twice)]
+    unspoiled = ["clean", "missing", "placeholder"]
+    spoiled = [(~truth["image_kind"].isin(unspoiled)).mean() for truth in (none, small.truth, twice)]
+    for none_of_them, usual, double in (stuffed, spoiled):
+        assert none_of_them == 0
+        assert 1.5 * usual < double < 2.5 * usual
+    same = (none["title_kind"] == "clean") & (small.truth["title_kind"] == "clean")
+    assert (none["title_reliability"] == small.truth["title_reliability"])[same].all()
+
+
 def test_extreme_settings_do_what_they_say(tmp_path):
     plain = dataclasses.replace(
         SMALL, title_names_visible=1.0, synonyms=0.0, no_category=0.0, wrong_clicks=0.0, missing_title=0.0,

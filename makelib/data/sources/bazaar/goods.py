@@ -226,7 +226,8 @@ def write_titles(settings: Bazaar, goods: Goods, rng: np.random.Generator) -> tu
     """Titles as words in no order, and the truth about them."""
     count, led = settings.products, goods.image_led
     missing, _, _ = _missing(settings)
-    stuffed = rng.random(count) < np.array([category.stuffed for category in CATEGORIES.values()])[goods["category"]]
+    often = settings.stuffing * np.array([category.stuffed for category in CATEGORIES.values()])
+    stuffed = rng.random(count) < often[goods["category"]]
     # categories differ in how often titles name what the image shows: at 0.25, from 0.15 to 0.35 (0 and 1 stay 0 and 1)
     exponent = np.linspace(0.76, 1.37, len(CATEGORIES) // 2)[np.arange(len(CATEGORIES)) % (len(CATEGORIES) // 2)]
     visible = settings.title_names_visible ** exponent[goods["category"]]
@@ -322,7 +323,8 @@ def take_photographs(
     _, missing, empty = _missing(settings)
 
     kind = np.full(count, "clean", dtype="<U11")
-    unclean = rng.random(count) >= np.array([category.clean for category in CATEGORIES.values()])[goods["category"]]
+    clean = 1 - settings.image_noise * (1 - np.array([category.clean for category in CATEGORIES.values()]))
+    unclean = rng.random(count) >= clean[goods["category"]]
     for led in ("image", "title"):
         rows = np.flatnonzero(unclean & (goods.image_led == (led == "image")))
         kind[rows] = rng.choice(list(SPOILED[led]), len(rows), p=list(SPOILED[led].values()))
