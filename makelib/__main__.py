@@ -299,7 +299,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
     sub = add(commands, index, "index", "build another index over a trained model", trained)
-    sub.add_argument("--kind", default="hnsw", choices=("exact", "hnsw", "ivf", "ivf-pq"), help="(default: hnsw)")
+    sub.add_argument(
+        "--kind", default="hnsw", choices=("exact", "hnsw", "ivf", "ivf-pq", "milvus"), help="(default: hnsw)"
+    )
     sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
 
     sub = add(commands, search, "search", "search a catalogue by text", trained)

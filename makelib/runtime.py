@@ -30,7 +30,7 @@ import tqdm
 
 #: what decides a trained model, and what its scores beside; a change of figures or of an explorer computes nothing again
 TRAINING_CODE = ("data/*.py", "model/*.py")
-SCORING_CODE = ("search/index.py", "search/retriever.py", "study/metrics.py")
+SCORING_CODE = ("search/index.py", "search/faiss_engine.py", "search/retriever.py", "study/metrics.py")
 PACKAGES = (
     "torch", "torchvision", "transformers", "timm", "datasets", "accelerate", "faiss-cpu", "ir-measures", "scipy",
     "scikit-learn", "bm25s", "numpy", "pandas", "matplotlib", "jupyterlab", "ipywidgets", "papermill", "nbconvert",

@@ -201,14 +201,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Index:
-    """Search, see `makelib.search.index`."""
+    """Search, see `makelib.search.index`, and `faiss_engine` and `milvus_engine` there."""
 
-    kind: Literal["exact", "hnsw", "ivf", "ivf-pq"] = "exact"
+    kind: Literal["exact", "hnsw", "ivf", "ivf-pq", "milvus"] = "exact"
     hnsw_links: int = 32
     hnsw_search: int = 128
-    #: 0: chosen from the number of products, see `makelib.search.index.by_rule`
+    #: 0: chosen from the number of products, see `makelib.search.faiss_engine.by_rule`
     ivf_lists: int = 0
     ivf_probes: int = 0
+    #: address of a Milvus cluster; empty: MAKELIB_MILVUS_URI, or else embedded in the index's folder
+    milvus: str = ""
 
 
 @dataclass(frozen=True)

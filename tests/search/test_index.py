@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from makelib.runtime import UserError
-from makelib.search.index import ProductIndex, by_rule
+from makelib.search.faiss_engine import by_rule
+from makelib.search.index import ProductIndex
 from makelib.settings import Index
 
 KINDS = ("exact", "hnsw", "ivf", "ivf-pq")
@@ -95,7 +96,7 @@ def test_approximate_search_finds_most_and_never_returns_minus_one(kind):
 def test_faiss_itself_returns_minus_one_here():
     """The guard above guards something: plain faiss falls short in the same setting."""
     index = build(unit((1500, 32)), Index(kind="ivf", ivf_lists=16, ivf_probes=8))
-    assert (index._index.search(unit((40, 32), 1), 1500)[1] < 0).any()
+    assert (index._engine.index.search(unit((40, 32), 1), 1500)[1] < 0).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,9 +125,9 @@ def test_a_loaded_index_searches_as_the_built_one(kind, tmp_path):
     assert loaded.ids.tolist() == index.ids.tolist()
     assert loaded.manifest == index.manifest
     if kind == "hnsw":
-        assert loaded._index.hnsw.efSearch == 77
+        assert loaded._engine.index.hnsw.efSearch == 77
     if kind == "ivf":
-        assert loaded._index.nprobe == 3
+        assert loaded._engine.index.nprobe == 3
     names = ["ids.parquet", "index.faiss", "manifest.json"] + ["vectors.npy"] * (kind == "ivf-pq")
     assert sorted(path.name for path in (tmp_path / "index").iterdir()) == names
 
