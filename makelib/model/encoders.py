@@ -123,10 +123,11 @@ def make_backbone(name: str, *, image_size: int, levels: Sequence[int], pretrain
 class ImageEncoder(nn.Module):
     """A `timm` backbone whose maps at several levels, and which colours there are, become the patches.
 
-    A patch is a cell of the deepest map with the mean of what finer maps hold under it: late levels know what kind of thing
-    it is and have forgotten its colour and texture, early ones still see them. Each level is normalised, or the loudest would
-    be the only one heard (after ParseNet, Liu et al. 2015). Colours are counted as a histogram does, in bins that lie on a
-    cube at first and can move (soft binning).
+    There are as many patches as the deepest map has cells. A patch looks at every level with weights over places, which begin
+    as the mean under its cell and learn to find the product before its background (attention pooling): by what a place
+    holds, and by where it lies. Late levels know what kind of thing it is and have forgotten its colour and texture, early
+    ones still see them. Each level is normalised, or the loudest would be the only one heard (after ParseNet, Liu et al.
+    2015). Colours are counted as a histogram does, in bins that lie on a cube at first and can move (soft binning).
     """
 
     #: bins a side of the colour cube; pixels a side whose colours are counted, whatever the size of the photograph
@@ -144,9 +145,20 @@ class ImageEncoder(nn.Module):
         axis = torch.linspace(-1, 1, self.BINS)
         self.colours = nn.Parameter(torch.cartesian_prod(axis, axis, axis))  # (64, 3)
         self.learns = not frozen
-        self.requires_grad_(self.learns)  # what follows always learns
         self.grid = -(-image_size // self.backbone.feature_info.reduction()[-1])
-        self.channels = sum(self.backbone.feature_info.channels()) + self.BINS**3
+        channels = [*self.backbone.feature_info.channels(), self.BINS**3]
+        self.channels, patches = sum(channels), self.grid**2
+        self.look = nn.ModuleList([nn.Linear(each, patches) for each in channels])
+        for each in self.look:
+            nn.init.zeros_(each.weight)
+            nn.init.zeros_(each.bias)
+        side = max(self.CELLS, self.grid)
+        cell = torch.arange(side) * self.grid // side
+        under = F.one_hot(cell[:, None] * self.grid + cell, patches).permute(
+            2, 0, 1
+        )  # (P, side, side), 1 under its cell
+        self.where = nn.Parameter(4.0 * (under - 1.0))
+        self.requires_grad_(self.learns)  # what follows always learns
         self.project = nn.Linear(self.channels, width)
         self.position = nn.Parameter(torch.zeros(1, self.grid**2, width))
         self.norm = nn.LayerNorm(width)
@@ -167,8 +179,13 @@ class ImageEncoder(nn.Module):
             cells, 2 * self.colours, -self.colours.square().sum(dim=1)
         )  # |cell|² less the squared distance
         maps = [*self.backbone((pixels - self.mean) / self.std), (6 * nearness).softmax(dim=-1).permute(0, 3, 1, 2)]
-        levels = [F.adaptive_avg_pool2d(each, self.grid).flatten(2).transpose(1, 2) for each in maps]
-        return torch.cat([F.layer_norm(level, level.shape[-1:]) for level in levels], dim=-1)
+        levels = []
+        for level, look in zip(maps, self.look, strict=True):
+            where = F.adaptive_avg_pool2d(self.where, level.shape[2:]).flatten(1)  # (P, places)
+            level = level.flatten(2).transpose(1, 2)
+            weights = (look(F.layer_norm(level, level.shape[-1:])).transpose(1, 2) + where).softmax(dim=-1)
+            levels.append(F.layer_norm(weights @ level, level.shape[-1:]))
+        return torch.cat(levels, dim=-1)  # (B, P, C)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Patch states (B, P, D) of RGB pixels uint8 (B, S, S, 3), or of their `maps` (B, P, C)."""

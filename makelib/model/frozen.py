@@ -38,13 +38,13 @@ def pictures(catalog: Catalog, model: MakeModel) -> tuple[np.ndarray, np.ndarray
 def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> np.ndarray:
     """Computed once per backbone, size and catalogue into the catalogue's cache; an interrupted computation goes on."""
     encoder: ImageEncoder = model.image_encoder
+    config = model.config
     weights = (
-        tensor.cpu().contiguous().numpy().tobytes() for _, tensor in sorted(encoder.backbone.state_dict().items())
+        tensor.cpu().contiguous().numpy().tobytes()
+        for name, tensor in sorted(encoder.state_dict().items())
+        if not name.startswith(("project", "position", "norm"))  # they follow on the maps
     )
-    bins, config = encoder.colours.detach().cpu().numpy().tobytes(), model.config
-    key = fingerprint(
-        bins, *weights, config.image_backbone, config.image_size, config.image_levels, catalog.fingerprint
-    )
+    key = fingerprint(*weights, config.image_backbone, config.image_size, config.image_levels, catalog.fingerprint)
     file = catalog.folder / ".cache" / f"maps-{name}-{key}.npy"
     shape = (len(pixels), 2, encoder.grid**2, encoder.channels)
     if len(pixels) == 0:

@@ -24,10 +24,7 @@ TRIALS: tuple[dict[str, Any], ...] = (
     {"model.summary_dropout": 0.5},
     {"training.learning_rate": 2e-3},
     {"training.learning_rate": 8e-3},
-    {"objectives.query_image": 1.0},
     {"training.modality_dropout": 0.2},
-    {"training.word_dropout": 0.15},
-    {"model.text_layers": 1},
 )
 #: a seed that no report uses
 SEED = 1000

@@ -52,3 +52,22 @@ def test_every_level_is_heard():
 def test_pictures_are_normalised_as_the_backbone_was_trained(backbone, mean):
     encode = ImageEncoder(backbone, image_size=32, levels=(1, 2), width=8)
     np.testing.assert_allclose(encode.mean.flatten() / 255, mean, rtol=1e-6)
+
+
+def test_a_patch_begins_as_the_mean_under_its_cell_and_can_look_elsewhere():
+    encoder = ImageEncoder("test_resnet.r160_in1k", image_size=64, levels=(0, 3), width=8).eval()
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
+    # the finer level of the patches, beside its plain mean under each cell (other places weigh e^-4 of it)
+    level = encoder.backbone((pixels.permute(0, 3, 1, 2).float() - encoder.mean) / encoder.std)[0]
+    plain = torch.nn.functional.adaptive_avg_pool2d(level, encoder.grid).flatten(2).transpose(1, 2)
+    begun = encoder.maps(pixels)[..., : level.shape[1]]
+    other = torch.nn.functional.layer_norm(plain, plain.shape[-1:])
+    assert torch.nn.functional.cosine_similarity(begun, other, dim=-1).min() > 0.95
+    with torch.no_grad():  # the first patch looks at one pixel's place of this level alone
+        encoder.where.fill_(-100.0)
+        encoder.where[0, 5, 7] = 100.0
+    seen = encoder.maps(pixels)[:, 0, : level.shape[1]]
+    places = torch.nn.functional.adaptive_avg_pool2d(encoder.where[:1], level.shape[2:])[0]
+    looked = (level.flatten(2) * (places.flatten() == places.max()))[..., places.flatten() == places.max()].mean(dim=-1)
+    expected = torch.nn.functional.layer_norm(looked, looked.shape[-1:])
+    assert torch.allclose(seen, expected, atol=1e-4)
