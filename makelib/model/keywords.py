@@ -240,13 +240,14 @@ class FalseNegatives:
 
     def _clicked(self, strings: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Whether the query was clicked on the product in training, bool (b, B)."""
-        clicks = self.clicked[strings]
+        asked, row = np.unique(strings, return_inverse=True)  # popular strings have clicks by the thousand
         known, back = np.unique(groups, return_inverse=True)
+        clicks = self.clicked[asked]
         place = np.minimum(np.searchsorted(known, clicks.indices), len(known) - 1)
         hit = known[place] == clicks.indices
-        found = np.zeros((len(strings), len(known)), dtype=bool)
-        found[np.repeat(np.arange(len(strings)), np.diff(clicks.indptr))[hit], place[hit]] = True
-        return found[:, back]
+        found = np.zeros((len(asked), len(known)), dtype=bool)
+        found[np.repeat(np.arange(len(asked)), np.diff(clicks.indptr))[hit], place[hit]] = True
+        return found[row[:, None], back]
 
     def worded(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
         """Rule R2, bool (b, B): one sparse product counts how many words of query i stand in title j."""

@@ -13,13 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from makelib import ranks
 from makelib.data.catalog import Catalog
@@ -85,14 +87,51 @@ def train(
     Raises `UserError` on a loss that is not finite, a checkpoint of other settings, or another process that vanished.
     """
     with lost_peers():
-        return _train(catalog, settings, seed, Path(folder), on_step, stop_after)
+        run = _begin(catalog, settings, seed, Path(folder))
+        return _train(run, on_step, stop_after)
 
 
-def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
-    training = settings.training
-    accelerator = ranks.accelerator(training.precision)
+@dataclass
+class Run:
+    """A training under way: what its steps work on, how far it is, and the best weights so far."""
+
+    catalog: Catalog
+    settings: Settings
+    seed: int
+    folder: Path
+    key: str
+    accelerator: Accelerator
+    batches: Batches
+    model: MakeModel
+    wrapped: nn.Module  # the model as `accelerator` trains it
+    optimizer: torch.optim.Optimizer
+    state: TrainingState
+    best: dict[str, Tensor]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many validations brought nothing that training ends."""
+        return 0 < self.settings.training.patience <= self.state.stale
+
+    def measure(self) -> float:
+        """Validate, and keep the weights where they are the best so far."""
+        recall = validation_recall(self.model, self.catalog, self.settings)
+        self.state.stale = 0 if recall > self.state.best else self.state.stale + 1
+        if not recall <= self.state.best:  # also where there is nothing to validate on (NaN): the last model counts
+            self.state.best, self.best = recall, copied_weights(self.model)
+        return recall
+
+    def back_to_best(self) -> None:
+        self.model.load_state_dict(self.best)
+        broadcast_weights(self.model)
+
+
+def _begin(catalog: Catalog, settings: Settings, seed: int, folder: Path) -> Run:
+    """A training before its first step, or as its checkpoint has it."""
+    accelerator = ranks.accelerator(settings.training.precision)
     torch.manual_seed(seed)
-    tokenizer = tokenizer_for(catalog, settings)
+    with accelerator.main_process_first():  # who comes first fills the catalogue's cache
+        tokenizer = tokenizer_for(catalog, settings)
     categories = int(catalog.category_numbers.max(initial=0))
     model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer, categories)
     if warms_up(settings):
@@ -100,76 +139,79 @@ def _train(catalog, settings, seed, folder, on_step, stop_after) -> MakeModel:
             seeing = warm_up_images(catalog, settings)
         model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
     ranks.join_batch_norms(model)
-    with accelerator.main_process_first():  # who comes first fills the catalogue's cache
+    with accelerator.main_process_first():
         shown, _, further = pictures(catalog, model)
         batches = Batches(catalog, tokenizer, settings, seed, (shown, further))
     optimizer = make_optimizer(model, settings)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    identity = training_key(settings, seed, catalog)
-    state, best = TrainingState(curves=[]), copied_weights(model)
+    state, best, key = TrainingState(curves=[]), {}, training_key(settings, seed, catalog)
     if decided((folder / "checkpoint").is_dir()):
-        state, best = load_checkpoint(folder / "checkpoint", model, optimizer, accelerator.scaler, identity)
-    steps_of = {"pretrain": training.steps, "finetune": training.finetune_steps}
-    taken = 0
-    for stage in STAGES[STAGES.index(state.stage) :]:
+        state, best = load_checkpoint(folder / "checkpoint", model, optimizer, accelerator.scaler, key)
+    return Run(catalog, settings, seed, folder, key, accelerator, batches, model, wrapped, optimizer, state, best)
+
+
+def _train(run: Run, on_step, stop_after: int | None) -> MakeModel:
+    """Both stages, from where the run is; the best model."""
+    state, training, taken = run.state, run.settings.training, 0
+    if not state.curves:
+        state.curves.append({"stage": "pretrain", "step": 0, "validation Recall@100": run.measure()})
+        state.stale = 0
+    for stage, steps in zip(STAGES, (training.steps, training.finetune_steps), strict=True):
+        if STAGES.index(stage) < STAGES.index(state.stage):
+            continue
         if stage != state.stage:
-            model.load_state_dict(best)
-            broadcast_weights(model)
-            optimizer.state.clear()  # not a second optimizer: accelerate would unscale the gradients of both
+            run.back_to_best()
+            run.optimizer.state.clear()  # not a second optimizer: accelerate would unscale the gradients of both
             state.stage, state.step, state.stale = stage, 0, 0
-        steps = steps_of[stage]
         if stage == "finetune" and steps:
-            batches.mined = _hard_negatives(folder / "hard_negatives.npy", batches, model, fresh=state.step == 0)
-        if stage == "pretrain" and not state.curves:
-            state.best = validation_recall(model, catalog, settings)
-            state.curves.append({"stage": stage, "step": 0, "validation Recall@100": state.best})
-        every = max(1, round(steps / max(1, training.evaluations)))
-        bar = progress(
-            description=stage, total=steps, unit="step", disable=on_step is not None or not accelerator.is_main_process
-        )
-        bar.update(state.step)
-        pending, clock, waited = [], time.perf_counter(), 0.0
-        left = clock
-        stopped = training.patience and state.stale >= training.patience  # before a checkpoint that is resumed now
-        for batch in prepared(batches, stage, range(state.step, state.step if stopped else steps)):
-            waited += time.perf_counter() - left
-            row = _step(wrapped, model, optimizer, accelerator, batch, settings, stage, state.step, steps, seed)
-            pending.append(row)
-            state.step += 1
+            file = run.folder / "hard_negatives.npy"
+            run.batches.mined = _hard_negatives(file, run.batches, run.model, fresh=state.step == 0)
+        for _ in _steps(run, steps, quiet=on_step is not None):
             taken += 1
+            if on_step is not None:
+                on_step(stage, state.step, state.curves)
+            if state.step % training.checkpoint_every == 0 and run.accelerator.is_main_process:
+                scaler = run.accelerator.scaler
+                save_checkpoint(run.folder / "checkpoint", run.model, run.optimizer, scaler, state, run.best, run.key)
+            if stop_after is not None and taken >= stop_after:
+                return run.model
+    run.back_to_best()
+    if run.accelerator.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(state.curves).to_parquet(run.folder / "curves.parquet", index=False)
+    return run.model
+
+
+def _steps(run: Run, steps: int, quiet: bool) -> Iterator[None]:
+    """Learn from batch after batch to the end of the stage; yields after each step, when the curves are up to date."""
+    state, training = run.state, run.settings.training
+    every = max(1, round(steps / max(1, training.evaluations)))
+    quiet = quiet or not run.accelerator.is_main_process
+    pending, waited, clock = [], 0.0, time.perf_counter()
+    left = clock
+    following = prepared(run.batches, state.stage, range(state.step, state.step if run.exhausted else steps))
+    with progress(description=state.stage, total=steps, unit="step", disable=quiet) as bar:
+        bar.update(state.step)
+        for batch in following:
+            waited += time.perf_counter() - left
+            pending.append(_step(run, batch, steps))
+            state.step += 1
             measured = state.step % every == 0 or state.step == steps
-            saved = state.step % training.checkpoint_every == 0
-            if measured or saved or state.step % LOG == 0:
-                read = _read(pending, accelerator, stage, state.step)
+            if measured or state.step % training.checkpoint_every == 0 or state.step % LOG == 0:
+                read = _read(pending, run)
                 seconds = time.perf_counter() - clock
                 speed = training.batch_size * len(read) / seconds
                 state.curves += [row | {"triples per second": speed, "waited": waited / seconds} for row in read]
                 bar.set_postfix(loss=f"{read[-1]['loss']:.3f}", triples=f"{speed:.0f}/s", refresh=False)
-                pending, clock, waited = [], time.perf_counter(), 0.0
+                pending, waited, clock = [], 0.0, time.perf_counter()
             if measured:
-                recall = validation_recall(model, catalog, settings)
-                state.curves[-1]["validation Recall@100"] = recall
-                state.stale = 0 if recall > state.best else state.stale + 1
-                if not recall <= state.best:  # also where there is nothing to validate on (NaN): the last model counts
-                    state.best, best = recall, copied_weights(model)
+                state.curves[-1]["validation Recall@100"] = run.measure()
                 clock = time.perf_counter()
             bar.update()
-            if on_step is not None:
-                on_step(stage, state.step, state.curves)
-            if saved and accelerator.is_main_process:
-                save_checkpoint(folder / "checkpoint", model, optimizer, accelerator.scaler, state, best, identity)
-            if stop_after is not None and taken >= stop_after:
-                return model
-            if training.patience and state.stale >= training.patience:
-                break
+            yield
+            if run.exhausted:
+                return
             left = time.perf_counter()
-        bar.close()
-    model.load_state_dict(best)
-    broadcast_weights(model)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(state.curves).to_parquet(folder / "curves.parquet", index=False)
-    return model
 
 
 def prepared(batches: Batches, stage: str, steps: range) -> Iterator[Batch]:
@@ -181,33 +223,34 @@ def prepared(batches: Batches, stage: str, steps: range) -> Iterator[Batch]:
             yield following.popleft().result()
 
 
-def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, steps, seed) -> dict[str, Tensor]:
-    """One optimiser step; returns what the curves show of it, still on the device: nothing here waits for it."""
-    training = settings.training
+def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
+    """One optimiser step of `steps`; returns what the curves show of it, still on the device: nothing here waits for it."""
+    settings, training, accelerator = run.settings, run.settings.training, run.accelerator
+    stage, step = run.state.stage, run.state.step
     weights = settings.objectives if stage == "pretrain" else finetuning(settings.objectives)
-    dropout = np.random.SeedSequence(seed, spawn_key=(STAGES.index(stage), step, accelerator.process_index))
+    dropout = np.random.SeedSequence(run.seed, spawn_key=(STAGES.index(stage), step, accelerator.process_index))
     torch.manual_seed(int(dropout.generate_state(1)[0]))
-    wrapped.train()
+    run.wrapped.train()
     inputs, pairs = (
         {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()} for part in batch
     )
     share = schedule(step, steps, training.warmup) / (5 if stage == "finetune" else 1)
-    for group in optimizer.param_groups:
+    for group in run.optimizer.param_groups:
         group["lr"] = share * group["peak"]
     with accelerator.autocast():
-        features = gathered(wrapped(inputs, weights), GATHERED)
+        features = gathered(run.wrapped(inputs, weights), GATHERED)
     # outside of autocast and in float32: logits in half precision are off by a tenth where the scale is 100
     features = {name: tensor.float() for name, tensor in features.items()}
     pairs = gathered(pairs, GATHERED_PAIRS)
     done = step / max(1, steps) if stage == "pretrain" else 1.0
     terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
     loss = sum(getattr(weights, name) * term for name, term in terms.items())
-    optimizer.zero_grad()
+    run.optimizer.zero_grad()
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
-    optimizer.step()
+    norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), training.clip)
+    run.optimizer.step()
     with torch.no_grad():
-        model.logit_scale.clamp_(0.0, math.log(100.0))
+        run.model.logit_scale.clamp_(0.0, math.log(100.0))
     off = ~torch.eye(len(pairs["positives"]), dtype=torch.bool, device=accelerator.device)
     row = {
         "loss": loss,
@@ -221,14 +264,14 @@ def _step(wrapped, model, optimizer, accelerator, batch, settings, stage, step, 
     return {name: tensor.detach().float() for name, tensor in row.items()}
 
 
-def _read(rows: list[dict[str, Tensor]], accelerator, stage: str, step: int) -> list[dict]:
-    """Rows of the curves up to `step` as numbers, means over processes: the one place where the host waits for the device.
+def _read(rows: list[dict[str, Tensor]], run: Run) -> list[dict]:
+    """The last rows of the curves as numbers, means over processes: the one place where the host waits for the device.
 
     Raises `UserError` at the first loss that is not finite.
     """
-    values = torch.stack([tensor.to(accelerator.device) for row in rows for tensor in row.values()])
-    numbers = iter(accelerator.reduce(values, "mean").tolist())
-    read = []
+    values = torch.stack([tensor.to(run.accelerator.device) for row in rows for tensor in row.values()])
+    numbers = iter(run.accelerator.reduce(values, "mean").tolist())
+    stage, step, read = run.state.stage, run.state.step, []
     for at, row in enumerate(rows, step - len(rows) + 1):
         read.append({"stage": stage, "step": at, **{name: next(numbers) for name in row}})
         if not math.isfinite(read[-1]["loss"]):
