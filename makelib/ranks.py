@@ -74,6 +74,26 @@ class _Gather(torch.autograd.Function):
         return gradient[share(len(gradient))]
 
 
+def add_up(rows: Tensor) -> Tensor:
+    """The sum over processes, in place."""
+    if place()[1] > 1:
+        dist.all_reduce(rows)
+    return rows
+
+
+def add_up_gradients(module: nn.Module) -> None:
+    """Each weight's gradient becomes the sum over processes; one that no process has stays none."""
+    if place()[1] == 1:
+        return
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    has = add_up(
+        torch.tensor([weight.grad is not None for weight in weights], dtype=torch.int32, device=weights[0].device)
+    )
+    for weight, count in zip(weights, has.tolist(), strict=True):
+        if count:
+            weight.grad = add_up(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+
+
 def gather_rows(rows: np.ndarray) -> np.ndarray:
     """The same for arrays of any number of rows, without gradients."""
     return rows if place()[1] == 1 else np.concatenate(gather_object([rows]))

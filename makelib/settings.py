@@ -171,6 +171,8 @@ class Training:
 
     steps: int = 300
     batch_size: int = 256
+    #: rows whose features are computed at once; memory then does not grow with the batch (gradient caching). 0: all
+    chunk: int = 0
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
     image_warmup: int = 1200
     image_warmup_batch: int = 64

@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import tokenizers
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ BLOCK = 512
 
 class Batch(NamedTuple):
     """`inputs` is what the model reads (rows of this process); `pairs` what the losses need: `present` and `log_popularity`
-    of all rows, of `positives` and `negatives` (b, B) the rows of this process, to be gathered."""
+    of all rows, of `positives` and `negatives` (b, B) and `shown` (b,) the rows of this process, to be gathered."""
 
     inputs: dict[str, Tensor]
     pairs: dict[str, Tensor]
@@ -174,12 +176,23 @@ class Batches:
 
     def masks(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """Positives and negatives as the setting `keywords.false_negatives` says, for some rows of the batch: bool (b, B)."""
-        decide = getattr(self.false_negatives, self.settings.keywords.false_negatives)
-        begin, end, _ = rows.indices(len(queries))
-        blocks = [decide(queries, products, slice(at, min(at + BLOCK, end))) for at in range(begin, end, BLOCK)]
+        blocks = [*self._masks(queries, products, rows, None)]
         return Masks(
             *(np.concatenate([getattr(block, name) for block in blocks]) for name in ("positives", "negatives"))
         )
+
+    def _masks(
+        self, queries: np.ndarray, products: np.ndarray, rows: slice, asked: sp.csr_matrix | None
+    ) -> Iterator[Masks]:
+        """The same, `BLOCK` rows at a time, where `asked` stands for the queries that it replaces."""
+        decide = getattr(self.false_negatives, self.settings.keywords.false_negatives)
+        begin, end, _ = rows.indices(len(queries))
+        for at in range(begin, end, BLOCK):
+            block = slice(at, min(at + BLOCK, end))
+            masks = decide(queries, products, block)
+            if asked is not None:
+                self.false_negatives.replace(masks, asked, products, block)
+            yield masks
 
     def __call__(self, stage: str, step: int) -> Batch:
         """The batch of one step as CPU tensors. What is random is drawn for all rows, so that it does not matter which process
@@ -195,27 +208,25 @@ class Batches:
             both = present.all(axis=1)
             present[both & (hidden < rate), 0] = False
             present[both & (hidden > 1 - rate), 1] = False
-        masks = self.masks(queries, products, mine)
-        whole = dict(zip(("query_ids", "query_mask"), self.query_tokens.padded(queries), strict=True))
+        whole, asked = dict(zip(("query_ids", "query_mask"), self.query_tokens.padded(queries), strict=True)), None
         whole["draws"] = random.random((B, 2), np.float32)
         replaced = np.zeros(B, bool)
         if settings.keywords.enrichment and settings.keywords.keyword_queries and stage == "pretrain":
             texts, asked = keyword_queries(self.keywords, products, settings.keywords.keyword_queries, random)
             replaced = np.array([text != "" for text in texts])
-            self.false_negatives.replace(masks, asked, products, mine)
             texts = [text or self.query_texts[row] for text, row in zip(texts, queries, strict=True)]
             tokens = encode(self.tokenizer, texts, settings.text.query_tokens)
             whole |= {"query_ids": tokens["ids"], "query_mask": tokens["mask"]}
         said = whole["query_mask"].copy()
         drop_words(whole["query_mask"], settings.training.word_dropout, random)
         inputs = self._product_inputs("", products, present, mine, whole, random)
-        inputs["negatives"] = masks.negatives
         pairs = {
-            "positives": masks.positives,
-            "negatives": masks.negatives,
+            **self._pairs(self._masks(queries, products, mine, asked), present[:, 1]),
             "present": present.astype(np.float32),
             "log_popularity": self.log_popularity[products],
         }
+        if not settings.training.chunk:
+            inputs["negatives"] = pairs["negatives"]
         if settings.keywords.enrichment:
             extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
             texts = [self.query_texts[row] for row in queries[mine]]
@@ -232,11 +243,23 @@ class Batches:
             drawn = np.take_along_axis(random.random(ids.shape), self.title_words.padded(products)[0], 1)
             chosen = real & (ids != self.tokenizer.cls_token_id) & (drawn < 0.15)  # words of Han characters as a whole
             if chosen.any():
-                pairs["masked_words"], pairs["masked_count"] = ids[mine][chosen[mine]], chosen.sum() / self.world
+                pairs["masked_count"] = chosen.sum() / self.world
                 whole |= {"masked_ids": np.where(chosen, self.tokenizer.mask_token_id, ids), "masked_at": chosen}
         inputs |= {name: array[mine] for name, array in whole.items()}
         return Batch(
             *({name: torch.from_numpy(np.array(a, order="C")) for name, a in part.items()} for part in (inputs, pairs))
+        )
+
+    def _pairs(self, blocks: Iterator[Masks], has_image: np.ndarray) -> dict[str, np.ndarray]:
+        """Masks of the rows of this process, bool (b, B), with `training.chunk` as bits (`makelib.model.caching.unpacked`), and whether
+        a row has a positive with a photograph, bool (b,)."""
+        kept = functools.partial(np.packbits, axis=1) if self.settings.training.chunk else np.asarray
+        parts = [
+            (kept(block.positives), kept(block.negatives), (block.positives & has_image).any(axis=1))
+            for block in blocks
+        ]
+        return dict(
+            zip(("positives", "negatives", "shown"), map(np.concatenate, zip(*parts, strict=True)), strict=True)
         )
 
     def _product_inputs(

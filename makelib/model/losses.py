@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +23,49 @@ from makelib.settings import Keywords, Objectives
 LOG_ZERO = -1e4
 
 
-def info_nce(logits: Tensor, positives: Tensor, negatives: Tensor, extra_negatives: Tensor | None = None) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """In single precision, or double where it came so: sums of exponentials are off by a tenth in half."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class Block(NamedTuple):
+    """Some rows of a batch, whose share of each objective is computed by itself, so that no array is (B, B).
+
+    `positives`, `negatives` bool (b, B) are columns `rows` of the whole batch's masks; `there`, `back` say how many rows and how
+    many columns of the whole batch have a positive, `shown` how many rows one with a photograph.
+    """
+
+    rows: slice
+    positives: Tensor
+    negatives: Tensor
+    there: Tensor
+    back: Tensor
+    shown: Tensor
+
+
+def info_nce(
+    logits: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    extra_negatives: Tensor | None = None,
+    count: Tensor | None = None,
+) -> Tensor:
     """InfoNCE with several positives per row and some pairs left out (van den Oord 2018; Khosla 2020), scalar float32.
 
     Each positive k of row i competes with the row's negatives only: `-log e^{s_ik} / (e^{s_ik} + Σ_{j ∈ negatives} e^{s_ij})`;
     averaged over the row's positives, then over rows that have one. Another positive never stands in the denominator.
 
-    Args: logits (B, C); positives, negatives bool (B, C); extra_negatives, further negative logits (B, H).
+    Args: logits (B, C); positives, negatives bool (B, C); extra_negatives, further negative logits (B, H); count, over how many rows
+        to average where these are not all.
     """
-    logits = logits.float()
+    logits = full(logits)
     against = torch.where(negatives, logits, LOG_ZERO)
     if extra_negatives is not None:
-        against = torch.cat([against, extra_negatives.float()], dim=1)
+        against = torch.cat([against, full(extra_negatives)], dim=1)
     loss = F.softplus(against.logsumexp(dim=1, keepdim=True) - logits)  # (B, C)
     counts = positives.sum(dim=1)
     per_row = (loss * positives).sum(dim=1) / counts.clamp(min=1)
-    return per_row.sum() / (counts > 0).sum().clamp(min=1)
+    return per_row.sum() / ((counts > 0).sum() if count is None else count).clamp(min=1)
 
 
 def contrast(
@@ -50,19 +78,25 @@ def contrast(
     margin: float = 0.0,
     log_popularity: Tensor | None = None,
     hard: Tensor | None = None,
+    block: Block | None = None,
 ) -> Tensor:
     """Both directions of `info_nce` between unit vectors `rows` and `columns`, each (B, d).
 
     `margin`: additive margin on the cosine of positives, AM-softmax (Wang 2018). `log_popularity` (B,) of the columns: subtracted
     from the logits of in-batch negatives, the logQ correction (Yi 2019), for rows → columns only. `hard` (B, d): one mined
-    negative per row. Masks serve both directions: the second uses their transposes.
+    negative per row. Masks serve both directions: the second uses their transposes. `block`: its rows' and columns' share alone.
     """
-    cosine = rows.float() @ columns.float().T  # (B, B)
+    at = slice(None) if block is None else block.rows
+    cosine = full(rows[at]) @ full(columns).T  # (b, B)
     logits = scale * (cosine - margin * positives)
     forward = logits if log_popularity is None else torch.where(positives, logits, logits - log_popularity)
-    extra = None if hard is None else scale * (rows.float() * hard.float()).sum(dim=-1, keepdim=True)
-    there = info_nce(forward, positives, negatives, extra)
-    back = info_nce(logits.T, positives.T, negatives.T)
+    extra = None if hard is None else scale * (full(rows[at]) * full(hard[at])).sum(dim=-1, keepdim=True)
+    if block is None:
+        there, back = info_nce(forward, positives, negatives, extra), info_nce(logits.T, positives.T, negatives.T)
+    else:
+        behind = scale * (full(columns[at]) @ full(rows).T - margin * block.positives)
+        there = info_nce(forward, positives, negatives, extra, block.there)
+        back = info_nce(behind, block.positives, block.negatives, count=block.back)
     return (there + back) / 2
 
 
@@ -71,19 +105,19 @@ def distillation(teacher: Tensor, student: Tensor, candidates: Tensor) -> Tensor
 
     Args: teacher, student logits (B, B); candidates bool (B, B).
     """
-    teacher = torch.where(candidates, teacher.detach().float(), LOG_ZERO).log_softmax(dim=1)
-    student = torch.where(candidates, student.float(), LOG_ZERO).log_softmax(dim=1)
+    teacher = torch.where(candidates, full(teacher.detach()), LOG_ZERO).log_softmax(dim=1)
+    student = torch.where(candidates, full(student), LOG_ZERO).log_softmax(dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def matching(logits: Tensor, valid: Tensor) -> Tensor:
-    """Binary matching: logits (B, 2) of true pairs and of sampled false ones; valid bool (B,).
+def matching(logits: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
+    """Binary matching: logits (B, 2) of true pairs and of sampled false ones; valid bool (B,); `count` as for `info_nce`.
 
     The prior is ½ for each: a loss that stays at ln 2 = 0.6931 has learned nothing.
     """
     labels = torch.tensor([1.0, 0.0], device=logits.device).expand_as(logits)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
-    return (loss * valid[:, None]).sum() / (2 * valid.sum()).clamp(min=1)
+    loss = F.binary_cross_entropy_with_logits(full(logits), labels, reduction="none")
+    return (loss * valid[:, None]).sum() / (2 * (valid.sum() if count is None else count)).clamp(min=1)
 
 
 def gate_entropy(weights: Tensor, both: Tensor) -> Tensor:
@@ -91,7 +125,7 @@ def gate_entropy(weights: Tensor, both: Tensor) -> Tensor:
 
     Keeps the gate from collapsing onto one modality at the start, without asking any single product to be undecided.
     """
-    mean = (weights.float() * both[:, None]).sum(dim=0) / both.sum().clamp(min=1)
+    mean = (full(weights) * both[:, None]).sum(dim=0) / both.sum().clamp(min=1)
     return math.log(2) + torch.xlogy(mean, mean.clamp(min=1e-9)).sum() if bool(both.any()) else weights.sum() * 0
 
 
@@ -109,49 +143,58 @@ def objectives(
     *,
     fusion: str,
     progress: float = 0.0,
+    block: Block | None = None,
 ) -> dict[str, Tensor]:
     """The objectives that have a weight and that this fusion can be trained with, by name, each a scalar *not yet* weighted.
 
     Args:
-        features: what `MakeModel.forward` returns.
-        batch: with `positives`, `negatives` (B, B), `present` (B, 2), `log_popularity` (B,) and, where words are masked,
-            `masked_words` (M,) and `masked_count`, how many there are in the whole batch, per process.
+        features: what `MakeModel.forward` returns, of all rows; of the `block` alone what comes from the matching heads.
+        batch: with `positives`, `negatives` (B, B) or those of the block (b, B), `present` (B, 2), `log_popularity` (B,) and, where
+            words are masked, `masked_count`, how many there are in the whole batch, per process.
         progress: share of pre-training done, for terms that decay.
+        block: compute the share of some rows; the shares of all blocks add up to the objectives.
     """
     q, p, u_t, u_v, scale = (features[name] for name in ("q", "p", "u_t", "u_v", "scale"))
     positives, negatives, present = batch["positives"], batch["negatives"], batch["present"] > 0
-    both = present.all(dim=1)
+    both, shown = present.all(dim=1), present[:, 1]
+    at, behind = (slice(None), negatives.T) if block is None else (block.rows, block.negatives)
+    part = len(negatives) / len(q)  # of what is a mean over rows
     popularity = batch["log_popularity"] if weights.popularity_correction else None
     terms: dict[str, Tensor] = {}
     if weights.query_product:
         terms["query_product"] = contrast(
             q, p, scale, positives, negatives,
-            margin=weights.margin, log_popularity=popularity, hard=features.get("p_hard"),
+            margin=weights.margin, log_popularity=popularity, hard=features.get("p_hard"), block=block,
         )  # fmt: skip
     if weights.title_image and fusion not in ("title", "image"):
-        own = torch.eye(len(q), dtype=torch.bool, device=q.device)
-        pairs = both[:, None] & both[None, :]
-        terms["title_image"] = contrast(u_t, u_v, scale, own & pairs, negatives & negatives.T & pairs)
+        places = torch.arange(len(q), device=q.device)
+        pairs = both[at, None] & both
+        own, others = (places[at, None] == places) & pairs, negatives & behind & pairs
+        same = block and block._replace(positives=own, negatives=others, there=both.sum(), back=both.sum())
+        terms["title_image"] = contrast(u_t, u_v, scale, own, others, block=same)
     if weights.query_image and fusion != "title":
-        shown = present[:, 1]
-        terms["query_image"] = contrast(q, u_v, scale, positives & shown, negatives & shown)
+        seen = block and block._replace(
+            positives=block.positives & shown[at, None],
+            negatives=behind & shown[at, None],
+            there=block.shown,
+            back=shown.sum(),
+        )
+        terms["query_image"] = contrast(q, u_v, scale, positives & shown, negatives & shown, block=seen)
     if "title_image_logits" in features:
-        terms["title_image_matching"] = matching(features["title_image_logits"], both)
+        terms["title_image_matching"] = matching(features["title_image_logits"], both[at], both.sum())
     if "query_product_logits" in features:
-        terms["query_product_matching"] = matching(features["query_product_logits"], torch.ones_like(both))
-    if "word_logits" in features:
-        words = F.cross_entropy(features["word_logits"].float(), batch["masked_words"], reduction="sum")
-        terms["masked_language"] = words / batch["masked_count"]
+        terms["query_product_matching"] = part * matching(features["query_product_logits"], torch.ones_like(both[at]))
+    if "word_loss" in features:
+        terms["masked_language"] = part * features["word_loss"].sum() / batch["masked_count"]
     if "q_plus" in features:
         target = p.detach() if keywords.detach_product else p
         if weights.keyword_enhanced:
             terms["keyword_enhanced"] = contrast(
-                features["q_plus"], target, scale, positives, negatives, log_popularity=popularity
+                features["q_plus"], target, scale, positives, negatives, log_popularity=popularity, block=block
             )
         if weights.distillation:
-            terms["distillation"] = distillation(
-                scale * features["q_plus"] @ target.T, scale * q @ target.T, positives | negatives
-            )
+            teacher, student = scale * features["q_plus"][at] @ target.T, scale * q[at] @ target.T
+            terms["distillation"] = part * distillation(teacher, student, positives | negatives)
     if weights.gate_entropy and fusion in ("gate", "adaptive") and progress < 1:
-        terms["gate_entropy"] = (1 - progress) * gate_entropy(features["w"], both)
+        terms["gate_entropy"] = part * (1 - progress) * gate_entropy(features["w"], both)
     return terms

@@ -32,6 +32,8 @@ from makelib.model.encoders import (
     text_config,
 )
 from makelib.model.fusion import Product, make_fusion
+from makelib.model.losses import full
+from makelib.model.matching import MatchingHead, joined, sampled
 from makelib.ranks import gather, place
 from makelib.runtime import UserError, fingerprint, progress
 from makelib.settings import FUSIONS, Model, Objectives, Text
@@ -84,6 +86,9 @@ class MakeConfig(PretrainedConfig):
 
 AutoConfig.register("make", MakeConfig)
 
+#: what a row needs of the others to be matched with one of them
+OTHERS = ("p", "u_v", "H_t", "H_v", "title_mask", "present")
+
 
 @dataclass(frozen=True)
 class ProductVectors:
@@ -92,19 +97,6 @@ class ProductVectors:
     embedding: np.ndarray
     weights: np.ndarray
     parts: np.ndarray
-
-
-class MatchingHead(nn.Module):
-    """Do two sequences belong together? One attends to the other, the mean of that gives a logit (ours; ALBEF's idea)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.score = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
-
-    def forward(self, states: Tensor, mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
-        taken, _ = self.attention(states, other, other, key_padding_mask=other_mask == 0, need_weights=False)
-        return self.score(torch.cat([mean_pool(states, mask), mean_pool(taken, mask)], dim=-1)).squeeze(-1)  # (B,)
 
 
 class MakeModel(PreTrainedModel):
@@ -240,13 +232,21 @@ class MakeModel(PreTrainedModel):
         return self.fusion(H_t, title_mask, H_v, u_t, u_v, present, category)
 
     def forward(self, batch: dict[str, Tensor], weights: Objectives) -> dict[str, Tensor]:
-        """Features for `makelib.model.losses.objectives`; what is computed follows from what the batch and the heads hold, and
-        nothing is computed for an objective without a weight.
+        """Features for `makelib.model.losses.objectives`: those of `features`, and of the `matches` with the rows of all processes."""
+        features = self.features(batch, weights)
+        if "H_q" in features:
+            whole = {name: gather(tensor) for name, tensor in (batch | features).items() if name in OTHERS}
+            first = place()[0] * len(features["q"])
+            features |= self.matches(features, whole, batch, batch["negatives"], first, weights)
+        return features
+
+    def features(self, batch: dict[str, Tensor], weights: Objectives) -> dict[str, Tensor]:
+        """What each row is by itself; what is computed follows from what the batch holds, and nothing is computed for an objective
+        without a weight.
 
         Always `q, p (B, d)`, `u_t, u_v (B, d)`, `w (B, 2)`, `scale`. With `enriched_*` in the batch: `q_plus (B, d)`.
-        With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_logits (M, vocabulary)` at the masked
-        positions. The matching heads add `title_image_logits` and `query_product_logits` (B, 2): of true pairs, and of pairs with one
-        sampled product of all processes' rows.
+        With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_loss` (1,), the summed cross-entropy of the
+        masked words. With a weight for matching: `H_q (B, L, D)`, `H_t (B, L, D)`, `H_v (B, P, D)`.
         """
         mask, present = batch["title_mask"], batch["present"]
         H_q = self.query_states(batch["query_ids"], batch["query_mask"])
@@ -268,24 +268,42 @@ class MakeModel(PreTrainedModel):
             features["p_hard"] = self.product(*(batch[name] for name in names), batch.get("negative_owner")).embedding
         if "masked_ids" in batch and self.sees_title:
             states = self.title_encoder(batch["masked_ids"], mask) + (mean_pool(H_v) * present[:, 1:])[:, None]
-            features["word_logits"] = self.word_head(states[batch["masked_at"]])
+            logits, words = self.word_head(states[batch["masked_at"]]), batch["title_ids"][batch["masked_at"]]
+            features["word_loss"] = F.cross_entropy(full(logits), words, reduction="sum")[None]
+        if weights.title_image_matching or weights.query_product_matching:
+            features |= {"H_q": H_q, "H_t": H_t, "H_v": H_v}
+        return features
+
+    def matches(
+        self,
+        own: dict[str, Tensor],
+        whole: dict[str, Tensor],
+        batch: dict[str, Tensor],
+        negatives: Tensor,
+        first: int,
+        weights: Objectives,
+    ) -> dict[str, Tensor]:
+        """`title_image_logits` and `query_product_logits` (b, 2) of b rows: of true pairs, and of pairs with one sampled product of all rows.
+
+        Args: features `own` and inputs `batch` of the rows from `first` on, their negatives bool (b, B), and `OTHERS` of all B.
+        """
+        H_q, H_t, H_v, found = own["H_q"], own["H_t"], own["H_v"], {}
+        mask, present, draws = batch["title_mask"], batch["present"], batch["draws"]
         if weights.title_image_matching and self.sees_title and self.sees_image:
-            shown = batch["negatives"] & (gather(present)[:, 1] > 0)
-            other = _hard_negatives(features["scale"] * u_t @ gather(u_v).T, shown, batch["draws"][:, 0])
+            shown = negatives & (whole["present"][:, 1] > 0)
+            other = sampled(own["scale"] * own["u_t"] @ whole["u_v"].T, shown, draws[:, 0], first)
             patches = H_v.new_ones(H_v.shape[:2])
-            features["title_image_logits"] = torch.stack(
-                [self.title_image_head(H_t, mask, V, patches) for V in (H_v, gather(H_v)[other])], dim=1
+            found["title_image_logits"] = torch.stack(
+                [self.title_image_head(H_t, mask, V, patches) for V in (H_v, whole["H_v"][other])], dim=1
             )
         if weights.query_product_matching:
-            similar = features["scale"] * features["q"] @ gather(product.embedding).T
-            other = _hard_negatives(similar, batch["negatives"], batch["draws"][:, 1])
-            states = torch.cat([H_t, H_v], dim=1)  # (B, L + P, D)
-            seen = torch.cat([mask * present[:, :1], present[:, 1:].expand(len(H_v), H_v.shape[1])], dim=1)
-            pairs = ((states, seen), (gather(states)[other], gather(seen)[other]))
-            features["query_product_logits"] = torch.stack(
+            other = sampled(own["scale"] * own["q"] @ whole["p"].T, negatives, draws[:, 1], first)
+            others = (whole[name][other] for name in ("H_t", "title_mask", "H_v", "present"))
+            pairs = (joined(H_t, mask, H_v, present), joined(*others))
+            found["query_product_logits"] = torch.stack(
                 [self.query_product_head(H_q, batch["query_mask"], *pair) for pair in pairs], dim=1
             )
-        return features
+        return found
 
     # -- strings and pixels in, NumPy out -------------------------------------------------------------------------
 
@@ -470,18 +488,3 @@ class _evaluating:
 
     def __exit__(self, *exception: object) -> None:
         self.model.train(self.training)
-
-
-def _hard_negatives(logits: Tensor, negatives: Tensor, draws: Tensor) -> Tensor:
-    """For each row one column sampled in proportion to exp(logits) among its negatives, int64 (b,).
-
-    A row without any negative takes the next one's product, so that shapes stay; `negatives` keeps false ones out (docs/method.md: a trap).
-    Args: logits (b, B) and negatives bool (b, B), rows of this process; draws (b,), uniform in [0, 1).
-    """
-    b, B = logits.shape
-    logits = logits.detach().float().masked_fill(~negatives, -1e4)
-    chance = (logits - logits.amax(dim=1, keepdim=True)).exp() * negatives
-    following = (torch.arange(b, device=logits.device) + place()[0] * b + 1) % B
-    chance = torch.where(negatives.any(dim=1, keepdim=True), chance, F.one_hot(following, B))
-    reached = chance.cumsum(dim=1)
-    return torch.searchsorted(reached, draws[:, None] * (1 - 1e-6) * reached[:, -1:], right=True).squeeze(1)

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from makelib import ranks
 from makelib.data.catalog import Catalog
+from makelib.model import caching
 from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.frozen import pictures
-from makelib.model.losses import finetuning, objectives
+from makelib.model.losses import finetuning, full, objectives
 from makelib.model.make import MakeModel
 from makelib.model.optim import make_optimizer, schedule
 from makelib.model.warmup import warm_up_images, warms_up
@@ -139,6 +140,8 @@ def _begin(catalog: Catalog, settings: Settings, seed: int, folder: Path) -> Run
             seeing = warm_up_images(catalog, settings)
         model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
     ranks.join_batch_norms(model)
+    if settings.training.chunk:
+        caching.check(model)
     with accelerator.main_process_first():
         shown, _, further = pictures(catalog, model)
         batches = Batches(catalog, tokenizer, settings, seed, (shown, further))
@@ -229,7 +232,6 @@ def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
     stage, step = run.state.stage, run.state.step
     weights = settings.objectives if stage == "pretrain" else finetuning(settings.objectives)
     dropout = np.random.SeedSequence(run.seed, spawn_key=(STAGES.index(stage), step, accelerator.process_index))
-    torch.manual_seed(int(dropout.generate_state(1)[0]))
     run.wrapped.train()
     inputs, pairs = (
         {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()} for part in batch
@@ -237,31 +239,46 @@ def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
     share = schedule(step, steps, training.warmup) / (5 if stage == "finetune" else 1)
     for group in run.optimizer.param_groups:
         group["lr"] = share * group["peak"]
-    with accelerator.autocast():
-        features = gathered(run.wrapped(inputs, weights), GATHERED)
-    # outside of autocast and in float32: logits in half precision are off by a tenth where the scale is 100
-    features = {name: tensor.float() for name, tensor in features.items()}
-    pairs = gathered(pairs, GATHERED_PAIRS)
     done = step / max(1, steps) if stage == "pretrain" else 1.0
-    terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
-    loss = sum(getattr(weights, name) * term for name, term in terms.items())
     run.optimizer.zero_grad()
-    accelerator.backward(loss)
+    backward = caching.backward if training.chunk else whole
+    terms, features, masked = backward(run, inputs, pairs, weights, done, dropout)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), training.clip)
     run.optimizer.step()
     with torch.no_grad():
         run.model.logit_scale.clamp_(0.0, math.log(100.0))
-    off = ~torch.eye(len(pairs["positives"]), dtype=torch.bool, device=accelerator.device)
+    B = len(pairs["present"])
     row = {
-        "loss": loss,
+        "loss": sum(getattr(weights, name) * term for name, term in terms.items()),
         **terms,
         "learning rate": torch.tensor(share * training.learning_rate),
         "gradient norm": norm,
         "logit scale": features["scale"],
-        "masked pairs": (~pairs["negatives"] & off).sum() / off.sum(),
+        "masked pairs": (masked - B) / (B * B - B),
         "image weight": features["w"][:, 1].mean(),
     }
     return {name: tensor.detach().float() for name, tensor in row.items()}
+
+
+def whole(
+    run: Run,
+    inputs: dict[str, Tensor],
+    pairs: dict[str, Tensor],
+    weights: Objectives,
+    done: float,
+    dropout: np.random.SeedSequence,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """The objectives of a batch by name, its features and how many pairs are no negatives; the weights get their gradients."""
+    settings = run.settings
+    torch.manual_seed(int(dropout.generate_state(1)[0]))
+    with run.accelerator.autocast():
+        features = gathered(run.wrapped(inputs, weights), GATHERED)
+    # outside of autocast and in float32: logits in half precision are off by a tenth where the scale is 100
+    features = {name: full(tensor) for name, tensor in features.items()}
+    pairs = gathered(pairs, GATHERED_PAIRS)
+    terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
+    run.accelerator.backward(sum(getattr(weights, name) * term for name, term in terms.items()))
+    return terms, features, (~pairs["negatives"]).sum()
 
 
 def _read(rows: list[dict[str, Tensor]], run: Run) -> list[dict]:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from makelib.data.text import train_tokenizer
 from makelib.model.encoders import ImagePool
-from makelib.model.make import MakeModel, _hard_negatives, with_further
+from makelib.model.make import MakeModel, with_further
+from makelib.model.matching import sampled
 from makelib.runtime import UserError
 from makelib.settings import FUSIONS, preset
 
@@ -168,10 +169,10 @@ def test_hard_negatives_follow_similarity_and_never_the_mask():
     logits = torch.tensor([[9.0, 3.0, 8.0, -5.0]] * 4)
     negatives = torch.ones(4, 4, dtype=torch.bool)
     negatives[:, 0] = False  # the nearest is a false negative
-    drawn = torch.stack([_hard_negatives(logits, negatives, torch.rand(4)) for _ in range(200)])
+    drawn = torch.stack([sampled(logits, negatives, torch.rand(4)) for _ in range(200)])
     assert (drawn != 0).all()
     assert (drawn == 2).float().mean() > 0.9
-    assert _hard_negatives(logits, torch.zeros(4, 4, dtype=torch.bool), torch.rand(4)).tolist() == [1, 2, 3, 0]
+    assert sampled(logits, torch.zeros(4, 4, dtype=torch.bool), torch.rand(4)).tolist() == [1, 2, 3, 0]
 
 
 # -- several photographs of one product -------------------------------------------------------------------------------

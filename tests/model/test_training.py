@@ -286,7 +286,7 @@ def test_a_run_that_stopped_early_takes_no_step_when_resumed(catalog, tmp_path):
 def test_fine_tuning_computes_nothing_without_a_weight_and_keeps_one_optimizer(catalog, tmp_path, monkeypatch):
     import accelerate
 
-    from makelib.model.make import MatchingHead
+    from makelib.model.matching import MatchingHead
 
     stages, optimizers = [], set()
     batches, prepare, match = Batches.__call__, accelerate.Accelerator.backward, MatchingHead.forward
