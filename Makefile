@@ -5,6 +5,7 @@ PYTHON ?= python3
 PRESET ?= quick
 CATALOG ?= bazaar
 SEEDS ?= 0
+CLUSTER ?=
 OUT ?= reports/$(PRESET)$(if $(filter-out bazaar,$(CATALOG)),-$(notdir $(patsubst %/,%,$(CATALOG:hub:%=%))))
 
 BIN := .venv/bin
@@ -23,7 +24,7 @@ help:
 	@echo "make lab        JupyterLab with the notebooks"
 	@echo "make explore    the query explorer as a page of its own (Voila)"
 	@echo "make reproduce  run all notebooks, write the report to OUT=$(OUT)"
-	@echo "                PRESET=smoke|quick|full|pretrained  CATALOG=bazaar|bazaar-zh|<folder>|hub:<name>  SEEDS=n (0: as the preset says)"
+	@echo "                PRESET=smoke|quick|full|pretrained  CATALOG=bazaar|bazaar-zh|<folder>|hub:<name>  SEEDS=n (0: as the preset says)  CLUSTER=<address of a Dask scheduler>"
 	@echo "make test       unit tests, then notebooks and browser"
 	@echo "make bench      time each stage on this machine, and against peers; ratios in reports/bench"
 	@echo "make check      lint, format, imports between rooms, types, notebooks without outputs"
@@ -42,7 +43,7 @@ explore: $(STAMP)
 	  --Voila.$(UPLOADS) $(LEAVERS) --show_tracebacks=True notebooks/05_query_explorer.ipynb
 
 reproduce: $(STAMP)
-	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)"
+	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)" $(if $(CLUSTER),--cluster "$(CLUSTER)")
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MAKELIB_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not notebooks and not browser"

@@ -225,6 +225,9 @@ def parser() -> argparse.ArgumentParser:
     experiment.add_argument(
         "--catalog", default="bazaar", help="bazaar, bazaar-zh (the same in Chinese), a folder or hub:<name>"
     )
+    experiment.add_argument(
+        "--cluster", metavar="ADDRESS", help="train on the workers of a Dask scheduler, such as tcp://10.0.0.5:8786"
+    )
     several = _Parser(add_help=False, parents=[experiment])
     several.add_argument("--seeds", type=int, default=0, help="how many seeds; 0, the default: as the preset says")
     trained = _Parser(add_help=False)
@@ -395,6 +398,8 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that children are stopped, as after Ctrl-C
     try:
         given = parser().parse_args(words)
+        if getattr(given, "cluster", None):
+            os.environ["MAKELIB_CLUSTER"] = given.cluster  # for the chapters' kernels, too
         code = given.command(given) or 0
         sys.stdout.flush()
         return code

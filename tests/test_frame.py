@@ -90,6 +90,7 @@ def test_make_knows_the_target_and_helps_with_it(target):
         (("CATALOG=/a/shoes/",), '--catalog "/a/shoes/" --seeds "0" --out "reports/quick-shoes"'),
         (("CATALOG=hub:fashion",), '--catalog "hub:fashion" --seeds "0" --out "reports/quick-fashion"'),
         (("CATALOG=shoes", "OUT=reports/mine"), '--out "reports/mine"'),
+        (("CLUSTER=tcp://here:8786",), '--out "reports/quick" --cluster "tcp://here:8786"'),
     ],
 )
 def test_make_reproduce_hands_its_variables_on(variables, words):

@@ -1,6 +1,7 @@
 """The experiment: which arms run, how they are judged, and what may be claimed. This room knows no widget and no page.
 
-In reading order: `studies` (what is compared, fixed beforehand), `arms` (one variant with one seed), `experiment` (the grid), `tuning`
+In reading order: `studies` (what is compared, fixed beforehand), `arms` (one variant with one seed), `cluster` (arms on
+many machines), `experiment` (the grid), `tuning`
 (the search for settings), `metrics`, `segments`, `statistics` (intervals, tests, result rows), `baselines` (BM25, behaviour), `readers` and
 `bounds` (how far any ranking could come), `probes` (what the weights follow), `shop` (a simulated A/B test), `trec` (files for other
 tools), `bench`, and `ratios` (what `bench` measures against peers).

@@ -34,6 +34,7 @@ from makelib.settings import Settings, differences, preset, read_yaml, to_dict, 
 from makelib.study.arms import Arm, deaf_to_interrupts, queries_of, run_arm, steps_of, worker_pool
 from makelib.study.baselines import bm25_run, fused_run
 from makelib.study.bounds import oracle_run
+from makelib.study.cluster import cluster_pool, run_there
 from makelib.study.metrics import evaluate
 from makelib.study.readers import READERS, can_read, reader_run
 from makelib.study.segments import segments
@@ -150,19 +151,21 @@ class Experiment:
     def train(self, arms: Sequence[Arm]) -> None:
         """Train, index and score the arms that are not done yet, several at a time, each on its own share of the cores.
 
+        With `MAKELIB_CLUSTER`, the address of a Dask scheduler, that cluster's workers train them (`makelib.study.cluster`).
         An arm that fails does not stop the others; at the end `UserError` names all that failed. An interrupt ends the
-        workers at once and is `Stopped`, which says what is kept.
+        workers of this machine at once and is `Stopped`, which says what is kept.
         """
         todo = list({arm.folder: arm for arm in arms if not arm.done}.values())
         if not todo:
             return
+        cluster = os.environ.get("MAKELIB_CLUSTER", "")
         workers = self.settings.ablation.workers or max(1, (os.cpu_count() or 1))
         # by the setting, not by how many arms are left: sums depend on the number of threads, and an arm that is trained
         # again alone must give the same numbers
         threads = max(1, (os.cpu_count() or 1) // workers)
         try:
             self._share(todo)
-            failures = self._train(todo, min(workers, len(todo)), threads)
+            failures = self._train(todo, min(workers, len(todo)), threads, cluster)
         except KeyboardInterrupt:
             raise Stopped(
                 f"Stopped: {sum(arm.done for arm in arms)} of {len(arms)} models are trained and kept, the others go on from "
@@ -180,16 +183,19 @@ class Experiment:
                 self.status("teaching the image encoder to see, once for all arms")
                 warm_up_images(self.catalog, settings)
 
-    def _train(self, todo: Sequence[Arm], workers: int, threads: int) -> dict[str, str]:
-        """Arms in worker processes, behind a bar; label -> reason of those that failed."""
+    def _train(self, todo: Sequence[Arm], workers: int, threads: int, cluster: str) -> dict[str, str]:
+        """Arms in worker processes, here or on a cluster, behind a bar; label -> reason of those that failed."""
         steps = sum(arm.settings.training.steps + arm.settings.training.finetune_steps for arm in todo)
-        what = f"{len(todo)} arm{'s' * (len(todo) != 1)}, {workers} at a time"
+        what = f"{len(todo)} arm{'s' * (len(todo) != 1)}, {'on ' + cluster if cluster else f'{workers} at a time'}"
+        job = functools.partial(run_there, threads) if cluster else run_arm
+        workers_of = cluster_pool(cluster) if cluster else worker_pool(workers, threads)
         failures, began, before = {}, time.time(), sum(steps_of(arm.folder) for arm in todo)
-        with progress(description=what, total=steps, unit="step") as bar, worker_pool(workers, threads) as pool:
+        with progress(description=what, total=steps, unit="step") as bar, workers_of as pool:
             with deaf_to_interrupts():
+                catalogue = str(self.catalog.folder.resolve())
                 futures = {
                     pool.submit(
-                        run_arm, arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder)
+                        job, arm.label, to_dict(arm.settings), catalogue, arm.seed, str(arm.folder.resolve())
                     ): arm
                     for arm in todo
                 }
