@@ -82,7 +82,8 @@ def train(given: Namespace) -> None:
     experiment = Experiment.open(_run(given), given.preset, given.catalog, 0, overrides(given.set))
     arm = experiment.arm(study, given.variant, given.seed)
     experiment.train([arm])
-    print(arm.folder)
+    if os.environ.get("RANK", "0") == "0":
+        print(arm.folder)
 
 
 def index(given: Namespace) -> None:
@@ -398,6 +399,8 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that children are stopped, as after Ctrl-C
     try:
         given = parser().parse_args(words)
+        if os.environ.get("RANK", "0") != "0":  # of processes that were started together one shows its progress
+            os.environ["MAKELIB_HEADLESS"] = "1"
         if getattr(given, "cluster", None):
             os.environ["MAKELIB_CLUSTER"] = given.cluster  # for the chapters' kernels, too
         code = given.command(given) or 0

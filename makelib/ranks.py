@@ -48,7 +48,7 @@ def accelerator(precision: str) -> Accelerator:
     if started != joined.num_processes:
         raise UserError(
             f"{started} processes were started (WORLD_SIZE), but {joined.num_processes} train together. "
-            f"Start them with `torchrun --nproc-per-node {started} -m makelib train …`, or unset WORLD_SIZE."
+            f"Start them with `torchrun --nproc-per-node {started} -m -- makelib train …`, or unset WORLD_SIZE."
         )
     return joined
 

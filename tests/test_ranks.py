@@ -10,11 +10,13 @@ What single precision can show, the first step does.
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -162,3 +164,44 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setattr("makelib.ranks.Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
     with pytest.raises(UserError, match=r"2 processes were started .* but 1 train together"):
         accelerator("fp32")
+
+
+def test_torchrun_trains_one_arm_a_killed_rank_ends_it_and_one_process_goes_on(tmp_path):
+    """The command itself: both into one folder, nobody left behind, one line, and the arm is finished by one process alone."""
+    changes = {
+        "training.steps": 200, "training.batch_size": 32, "training.image_warmup": 0, "training.checkpoint_every": 5,
+        "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "text.vocabulary": 600, "model.width": 32, "model.dim": 16,
+        "model.image_size": 16,
+    }  # fmt: skip
+    words = ["train", "--preset", "smoke", "--variant", "mean", "--run", str(tmp_path / "run")]
+    words += [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "makelib", *words]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with (tmp_path / "said").open("w+") as said:
+        running = subprocess.Popen(launch, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+        while not [*tmp_path.glob("run/models/*/checkpoint")]:
+            assert running.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.05)
+        family = psutil.Process(running.pid).children(recursive=True)
+        ranks = {process.environ().get("RANK"): process for process in family if "makelib" in process.cmdline()}
+        ranks["1"].kill()
+        assert running.wait(60) != 0
+    lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("makelib:")]
+    assert len(lines) == 1
+    assert "Another process of this training ended" in lines[0]
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    (folder,) = tmp_path.glob("run/models/*")
+    begun = json.loads((folder / "checkpoint" / "state.json").read_text())["step"]
+    assert 0 < begun < 200
+    alone = subprocess.run(
+        [sys.executable, "-m", "makelib", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.split() == [str(folder)]
+    steps = pd.read_parquet(folder / "curves.parquet")["step"].tolist()
+    assert steps == list(range(201))
+    first = json.loads((folder / "live.jsonl").read_text().splitlines()[begun + 1])["step"]
+    assert first == begun + 1

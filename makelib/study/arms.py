@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,16 @@ def queries_of(catalog: Catalog, settings: Settings, split: str = "test") -> np.
     return np.sort(np.random.default_rng(0).permutation(rows)[:wanted])
 
 
-def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder: str) -> None:
+def run_arm(
+    label: str,
+    tree: dict[str, Any],
+    catalogue: str,
+    seed: int,
+    folder: str,
+    on_step: Callable[[int], None] = lambda taken: None,
+) -> None:
     """Train, index and judge one arm in this process; `arm.json`, written last, says that it is done. One that was trained
-    already is only indexed and judged again."""
+    already is only indexed and judged again. `on_step` is told after each step how many were taken."""
     began, settings, catalog, target = time.time(), from_dict(tree), Catalog.open(catalogue), Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     write_yaml(settings, target / "settings.yaml")
@@ -73,7 +80,7 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
         note = json.loads((target / "arm.json").read_text())
         retriever = Retriever.open(target, catalog).indexed(settings.index)
     else:
-        model = _train(catalog, settings, seed, target)
+        model = _train(catalog, settings, seed, target, on_step)
         vectors = encode_catalogue(model, catalog, target)
         if place()[0] == 0:
             retriever = Retriever.build(label, model, catalog, settings.index, vectors=vectors)
@@ -93,7 +100,7 @@ def run_arm(label: str, tree: dict[str, Any], catalogue: str, seed: int, folder:
     decided(None)  # the other processes wait until the arm is done
 
 
-def _train(catalog: Catalog, settings: Settings, seed: int, target: Path):
+def _train(catalog: Catalog, settings: Settings, seed: int, target: Path, watch: Callable[[int], None]):
     """The trained model; its steps are noted for whoever looks on."""
     before = {"pretrain": 0, "finetune": settings.training.steps}
 
@@ -102,6 +109,9 @@ def _train(catalog: Catalog, settings: Settings, seed: int, target: Path):
 
     def on_step(stage: str, step: int, curves: list[dict[str, Any]]) -> None:
         nonlocal noted
+        watch(before[stage] + step)
+        if place()[0] > 0:
+            return
         if step % 5 == 0 or step == 1 or len(curves) > noted:
             (target / "steps").write_text(str(before[stage] + step))
         with (target / LIVE).open("a", encoding="utf-8") as live:

@@ -151,6 +151,7 @@ class Experiment:
     def train(self, arms: Sequence[Arm]) -> None:
         """Train, index and score the arms that are not done yet, several at a time, each on its own share of the cores.
 
+        Processes that were started together (`torchrun`) train each arm together instead, one arm after the other.
         With `MAKELIB_CLUSTER`, the address of a Dask scheduler, that cluster's workers train them (`makelib.study.cluster`).
         An arm that fails does not stop the others; at the end `UserError` names all that failed. An interrupt ends the
         workers of this machine at once and is `Stopped`, which says what is kept.
@@ -165,6 +166,8 @@ class Experiment:
         threads = max(1, (os.cpu_count() or 1) // workers)
         try:
             self._share(todo)
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                return self._together(todo)
             failures = self._train(todo, min(workers, len(todo)), threads, cluster)
         except KeyboardInterrupt:
             raise Stopped(
@@ -219,6 +222,16 @@ class Experiment:
                 done = len(todo) - len(pending)
                 self.status(f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})")
         return failures
+
+    def _together(self, todo: Sequence[Arm]) -> None:
+        """Arms in this process, which is one of several: it dies with its parent and its peers, as a worker of its own would not."""
+        for arm in todo:
+            total = arm.settings.training.steps + arm.settings.training.finetune_steps
+            with progress(description=arm.label, total=total, unit="step") as bar:
+                run_arm(
+                    arm.label, to_dict(arm.settings), str(self.catalog.folder), arm.seed, str(arm.folder),
+                    on_step=lambda taken, bar=bar: bar.update(taken - bar.n),
+                )  # fmt: skip
 
     def status(self, line: str) -> None:
         """Leave a line for whoever watches the run from outside (the headless runner shows it in the terminal)."""
