@@ -316,8 +316,9 @@ def write_yaml(settings: Settings, path: Path) -> None:
 
 
 def preset(name: str) -> Settings:
-    """`smoke` (seconds, for tests), `quick` (minutes, the default), `full` (hours, all arms, five seeds), or `pretrained`: `quick`
-    with a frozen image tower that others trained on photographs (extra `pretrained`)."""
+    """`smoke` (seconds, for tests), `quick` (minutes, the default), `full` (hours, all arms, five seeds), `million` (10⁶ products,
+    one arm, its index `ivf`; about an hour on a core), or `pretrained`: `quick` with a frozen image tower that others trained on
+    photographs (extra `pretrained`)."""
     quick = Settings()
     presets = {
         "quick": {"model.image_frozen": True},
@@ -342,6 +343,13 @@ def preset(name: str) -> Settings:
             "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
             "ablation.fusions": FUSIONS,
             "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "raw", "oracle", "unique_queries", "tfidf"),
+        },
+        "million": {
+            "seeds": (0,),
+            "bazaar.products": 1_000_000, "bazaar.queries": 15000, "bazaar.clicks": 500_000,
+            "files.limit": 1_000_000, "files.queries": 15000, "files.clicks": 500_000,
+            "model.image_frozen": True, "training.evaluations": 1,
+            "evaluation.test_queries": 3000, "index.kind": "ivf", "ablation.fusions": ("adaptive",), "ablation.keywords": ("none",),
         },
     }  # fmt: skip
     if name not in presets:

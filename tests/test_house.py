@@ -79,7 +79,7 @@ def test_no_file_is_long_and_the_core_is_thin():
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "makelib").rglob("*.py")}
     assert not {path.name: count for path, count in lines.items() if count > 500}
     # 2,200 when the house was built; what the real form asks (large batches, tables on disk, engines of other people) came after
-    assert sum(count for path, count in lines.items() if path.parts[-2] in ("model", "search")) <= 3700
+    assert sum(count for path, count in lines.items() if path.parts[-2] in ("model", "search")) <= 3800
 
 
 def test_rooms_list_their_modules():

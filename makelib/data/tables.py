@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 
 from makelib.data.catalog import INTERACTIONS, KINDS, PRODUCTS, QUERIES, SPLITS, Catalog, cells_of_column, rows_of
 from makelib.runtime import UserError, atomic_folder, fingerprint
+
+#: rows of a table that is written at once, so that a reader finds a photograph without reading all of them
+PART = 250
 
 
 def write_catalog(
@@ -45,7 +48,8 @@ def write_catalog(
     """
     folder = Path(folder)
     if isinstance(products, pd.DataFrame):
-        products = _parts(products)
+        whole = products
+        products = (product_table(whole.iloc[start : start + PART]) for start in range(0, len(whole), PART))
     queries = queries.copy()
     if "constraints" not in queries:
         queries["constraints"] = None
@@ -93,11 +97,9 @@ def write_catalog(
     return Catalog.open(folder)
 
 
-def _parts(products: pd.DataFrame) -> Iterator[pa.Table]:
-    """A frame as tables of a few rows, so that a reader finds a photograph without reading all of them."""
-    whole = products.reindex(columns=PRODUCTS.names)
-    for start in range(0, len(whole), 250):
-        yield _table(whole.iloc[start : start + 250], PRODUCTS)
+def product_table(products: pd.DataFrame) -> pa.Table:
+    """Some products as `write_catalog` writes them; columns that they lack are empty."""
+    return _table(products.reindex(columns=PRODUCTS.names), PRODUCTS)
 
 
 def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:

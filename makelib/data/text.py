@@ -121,10 +121,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.written)
 
-    def __getitem__(self, rows: slice) -> Tokens:
-        """Those of the texts from `rows.start` to `rows.stop`."""
-        first, last, _ = rows.indices(len(self))
-        return dataclasses.replace(self, starts=self.starts[first : last + 1], written=self.written[first:last])
+    def __getitem__(self, rows: slice | np.ndarray) -> Tokens:
+        """Those of the texts from `rows.start` to `rows.stop`, of which nothing is copied, or of the texts `rows`, int64 (n,)."""
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self))
+            return dataclasses.replace(self, starts=self.starts[first : last + 1], written=self.written[first:last])
+        begin, end = self.starts[rows], self.starts[rows + 1]
+        ids = np.concatenate([self.ids[:0], *(self.ids[a:b] for a, b in zip(begin, end, strict=True))])
+        return Tokens(ids, np.cumsum([0, *(end - begin)]), self.written[rows], self.pad)
 
     def padded(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask (1 at real tokens) of some texts, int64 (B, L) with L the longest one's."""

@@ -30,6 +30,8 @@ from makelib.settings import Settings
 STAGES = ("pretrain", "finetune")
 #: what decides token ids beside the catalogue and the tokenizer
 CODE = ("data/text.py", "data/catalog.py", "model/batches.py")
+#: products encoded at a time, so that a catalogue of any size takes the same memory; also what a kill costs at most
+SHARD = 16384
 #: rows of the masks made at once, so that memory grows with the batch, not with its square
 BLOCK = 512
 
@@ -315,12 +317,12 @@ class Batches:
         return mined
 
 
-def encoded(model: MakeModel, catalog: Catalog, rows: slice) -> ProductVectors:
-    """Vectors of some products of a catalogue."""
-    pixels, present, (further, owner) = pictures(catalog, model)
-    own = slice(*np.searchsorted(owner, [rows.start, rows.stop]))
+def encoded(model: MakeModel, catalog: Catalog, rows: slice | np.ndarray) -> ProductVectors:
+    """Vectors of some products of a catalogue, `rows` from one to another or int64 (n,)."""
+    pixels, present, (further, owners) = pictures(catalog, model)
+    places, owner = further_of(owners, np.arange(len(catalog))[rows])
     titles = tokens_of(catalog, "products", model.tokenizer, model.config.title_tokens)
-    more, categories = (further[own], owner[own] - rows.start), catalog.category_numbers[rows]
+    more, categories = (further[places], owner), catalog.category_numbers[rows]
     return model.encode_products(titles[rows], pixels[rows], present[rows], more, categories)
 
 

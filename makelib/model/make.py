@@ -92,11 +92,12 @@ OTHERS = ("p", "u_v", "H_t", "H_v", "title_mask", "present")
 
 @dataclass(frozen=True)
 class ProductVectors:
-    """Encoded products as NumPy arrays: `embedding` (N, d) unit length, `weights` (N, 2), `parts` (N, 2, d); see `Product`."""
+    """Encoded products as NumPy arrays: `embedding` (N, d) unit length, `weights` (N, 2), `parts` (N, 2, d); see `Product`.
+    `parts` is None where it was not kept."""
 
     embedding: np.ndarray
     weights: np.ndarray
-    parts: np.ndarray
+    parts: np.ndarray | None = None
 
 
 class MakeModel(PreTrainedModel):

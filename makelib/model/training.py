@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from makelib import ranks
 from makelib.data.catalog import Catalog
 from makelib.model import caching
-from makelib.model.batches import STAGES, Batch, Batches, encoded, tokenizer_for
+from makelib.model.batches import SHARD, STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.frozen import pictures
 from makelib.model.losses import finetuning, full, objectives
@@ -50,16 +50,34 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
     rows = np.random.default_rng(0).permutation(rows)[: settings.evaluation.validation_queries]
     if len(rows) == 0:
         return float("nan")
-    products = torch.from_numpy(gather_rows(encoded(model, catalog, share(len(catalog))).embedding))
-    found, counts = [], []
-    for part in np.array_split(rows, -(-len(rows) // 32)):  # few rows of relevance at a time
-        queries = torch.from_numpy(model.encode_queries(catalog.queries["query"].iloc[part].tolist()))
-        best = (queries @ products.T).topk(min(100, len(catalog)), dim=1).indices.numpy()
-        full = catalog.relevance(part) >= 1.0
-        counts.append(full.sum(axis=1))
-        found.append(np.take_along_axis(full, best, axis=1).sum(axis=1))
-    found, counts = np.concatenate(found), np.concatenate(counts)
+    parts = np.array_split(np.arange(len(rows)), -(-len(rows) // 32))
+    texts = catalog.queries["query"].iloc[rows].tolist()
+    queries = [torch.from_numpy(model.encode_queries([texts[place] for place in part])) for part in parts]
+    counts, own = np.zeros(len(rows)), share(len(catalog))
+    best, full = torch.full((len(rows), 0), -torch.inf), torch.zeros((len(rows), 0), dtype=torch.bool)
+    for start in range(own.start, own.stop, SHARD):  # neither all products nor all relevance at once
+        shard = slice(start, min(start + SHARD, own.stop))
+        products = torch.from_numpy(encoded(model, catalog, shard).embedding)
+        scores, relevant = [], []
+        for part, asked in zip(parts, queries, strict=True):
+            meets = catalog.relevance(rows[part], np.arange(shard.start, shard.stop)) >= 1.0
+            counts[part] += meets.sum(axis=1)
+            top = (asked @ products.T).topk(min(100, len(products)), dim=1)
+            scores.append(top.values)
+            relevant.append(torch.from_numpy(meets).gather(1, top.indices))
+        best, full = _merged(torch.cat([best, torch.cat(scores)], dim=1), torch.cat([full, torch.cat(relevant)], dim=1))
+    best, full = (
+        torch.from_numpy(gather_rows(each.numpy().T.copy()).T.copy()) for each in (best, full)
+    )  # of all processes
+    found = _merged(best, full)[1].sum(dim=1).numpy()
+    counts = gather_rows(counts[None]).sum(axis=0)
     return decided(float((found / counts)[counts > 0].mean()) if counts.any() else float("nan"))
+
+
+def _merged(scores: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
+    """The 100 best of each row (Q, n), and whether they are relevant."""
+    top = scores.topk(min(100, scores.shape[1]), dim=1)
+    return top.values, full.gather(1, top.indices)
 
 
 def training_key(settings: Settings, seed: int, catalog: Catalog) -> str:

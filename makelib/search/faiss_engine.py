@@ -115,15 +115,17 @@ class Faiss:
     def delete(self, rows: np.ndarray) -> None:
         """Nothing: what is gone is never asked for."""
 
-    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray, count: int, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `Engine`. Scores are computed again in float64 from the stored vectors, because faiss adds up in another order for
         large batches than for small ones, which would let a twin listing win or lose by the company that a query keeps."""
         if os.getpid() != self._process:
             # after a fork OpenMP's threads are gone, and faiss would wait for them for ever
             faiss.omp_set_num_threads(1)
-        selector = None if allowed.all() else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        selector = None if count == len(allowed) else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         depth = 4 * k + 32 if self.settings.kind == "ivf-pq" else k + 32  # codes rank roughly: more are scored again
-        return self._nearest(queries, k, depth, int(allowed.sum()), selector)
+        return self._nearest(queries, k, depth, count, selector)
 
     def _nearest(
         self, queries: np.ndarray, k: int, depth: int, count: int, selector: faiss.IDSelector | None

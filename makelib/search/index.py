@@ -43,9 +43,11 @@ class Engine(Protocol):
     def delete(self, rows: np.ndarray) -> None:
         """Rows that are never asked for again."""
 
-    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray, count: int, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows int64 (Q, k) of the `allowed`, bool (N,), and their scores float32 (Q, k), by falling score, then by row; k is at
-        most as many as are allowed. `whole`: these are all that were not deleted."""
+        most the `count` of these. `whole`: they are all that were not deleted."""
 
     def save(self, draft: Path) -> None:
         """Files into an index folder that is being written."""
@@ -102,10 +104,11 @@ class ProductIndex:
 
     def __len__(self) -> int:
         """How many products can be found."""
-        return int(self._alive.sum())
+        return self._living
 
     def _hold(self, ids: np.ndarray) -> None:
         self.ids, self._alive = ids, ~pd.isna(ids)
+        self._living = int(self._alive.sum())  # once, not in every search: a million flags take half a millisecond
         self.manifest = {**self.manifest, "count": len(ids)}
 
     # -- products come and go -------------------------------------------------------------------------------------
@@ -165,10 +168,9 @@ class ProductIndex:
             raise UserError("A query vector is not finite; did training diverge?")
         if k < 1:
             raise UserError(f"k must be at least 1, not {k}.")
-        alive = self._alive  # one look: another thread may be adding products
-        allowed = alive if among is None else alive & among
-        count = int(allowed.sum())
-        return self._engine.nearest(queries, min(k, count), allowed, whole=count == int(alive.sum()))
+        allowed, living = self._alive, self._living  # one look: another thread may be adding products
+        allowed, count = (allowed, living) if among is None else (allowed & among, int((allowed & among).sum()))
+        return self._engine.nearest(queries, min(k, count), allowed, count, whole=count == living)
 
     # -- files ----------------------------------------------------------------------------------------------------
 

@@ -134,7 +134,9 @@ class Milvus:
                     self.name, filter=f"row in {rows[start : start + BATCH].tolist()}", timeout=PATIENCE
                 )
 
-    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray, count: int, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         if k > MOST:
             raise UserError(f"Milvus finds at most {MOST} products for a query, not {k}.")
         rows = np.empty((len(queries), k), dtype=np.int64)

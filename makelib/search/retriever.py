@@ -12,16 +12,14 @@ import pandas as pd
 
 from makelib import settings as settings_module
 from makelib.data.catalog import Catalog
-from makelib.model.batches import encoded
+from makelib.model.batches import SHARD, encoded
 from makelib.model.make import MakeModel, ProductVectors
 from makelib.ranks import decided, place
 from makelib.runtime import UserError, atomic_file, fingerprint, progress
 from makelib.search.index import ProductIndex
 
-#: products encoded between two marks on disk: what a kill costs at most
-SHARD = 16384
-#: what is kept of each product, the fields of `ProductVectors`
-KEPT = ("embedding", "weights", "parts")
+#: what is kept of each product, fields of `ProductVectors` and their type; its parts, twice as large, are made again when it is shown
+KEPT = {"embedding": np.float16, "weights": np.float32}
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Retriever:
     Attributes:
         name: what figures and the explorer call it, such as `adaptive, seed 0`.
         model, catalog, index: they belong together; `open` checks that.
-        vectors: embedding and score parts (float16) and modal weights of every product, by row; of a retriever that was
-            opened they lie on disk, memory-mapped.
+        vectors: embedding (float16) and modal weights of every product, by row; of a retriever that was opened they lie on
+            disk, memory-mapped.
     """
 
     name: str
@@ -71,9 +69,9 @@ class Retriever:
         folder = Path(folder)
         self.model.save_pretrained(folder / "model")
         self.index.save(folder / "index")
-        for name, array in vars(self.vectors).items():
+        for name in KEPT:
             with atomic_file(folder / "products" / f"{name}.npy") as draft:
-                np.save(draft, array)
+                np.save(draft, getattr(self.vectors, name))
         note = {"name": self.name, "catalogue": str(self.catalog.folder.resolve())}
         with atomic_file(folder / "retriever.json") as draft:
             draft.write_text(json.dumps(note), encoding="utf-8")
@@ -114,9 +112,10 @@ class Retriever:
 
     def hits(self, query: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
         """Ranked products as a table: `rank, row, product_id, title, category, score, score_title, score_image,
-        weight_title, weight_image`; the two partial scores add up to the score (NaN where a fusion does not split)."""
+        weight_title, weight_image`; the two partial scores add up to the score (NaN where a fusion does not split): they are
+        made anew, by encoding these products again."""
         table = self.catalog.products.iloc[rows][["product_id", "title", "category"]].reset_index(drop=True)
-        split = self.vectors.parts[rows] @ query  # (k, 2)
+        split = encoded(self.model, self.catalog, rows).parts @ query  # (k, 2)
         # halves are rounded, their sum is not
         split += (scores - split.sum(axis=1))[:, None] * self.vectors.weights[rows]
         table.insert(0, "rank", np.arange(1, len(rows) + 1))
@@ -146,8 +145,7 @@ def encode_catalogue(
         if folder and files[turn].is_file():
             continue
         vectors = encoded(model, catalog, slice(starts[turn], min(starts[turn] + SHARD, len(catalog))))
-        halves = {name: getattr(vectors, name).astype(np.float16) for name in ("embedding", "parts")}
-        shards.append({**halves, "weights": vectors.weights})
+        shards.append({name: getattr(vectors, name).astype(kind) for name, kind in KEPT.items()})
         if folder:
             with atomic_file(files[turn]) as draft:
                 np.savez(draft, **shards.pop())

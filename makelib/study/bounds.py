@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from makelib.model.batches import encoded
 from makelib.search.retriever import Retriever
 from makelib.study.baselines import ranked
 from makelib.study.metrics import FULL
@@ -27,7 +28,10 @@ def oracle_run(retriever: Retriever, query_rows: np.ndarray, k: int) -> tuple[np
     truth = catalog.truth
     names = catalog.products["category"].fillna("") + " " + truth["image_kind"] + " " + truth["title_kind"]
     group = torch.from_numpy(names.factorize()[0])
-    streams = F.normalize(torch.from_numpy(retriever.vectors.parts), dim=-1)  # (N, 2, d); 0 where a modality is missing
+    parts = retriever.vectors.parts
+    if parts is None:
+        parts = encoded(retriever.model, catalog, slice(0, len(catalog))).parts
+    streams = F.normalize(torch.from_numpy(parts), dim=-1)  # (N, 2, d); 0 where a modality is missing
     queries = torch.from_numpy(retriever.model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist()))
     full = torch.from_numpy(catalog.relevance(query_rows) >= FULL)
     asked = full.any(dim=1)

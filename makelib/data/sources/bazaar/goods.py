@@ -8,13 +8,24 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from makelib.data.sources.bazaar.pictures import COLOURS, PATTERNS, SILHOUETTES, TYPES, corrupt, placeholder, render
+from makelib.data.sources.bazaar.pictures import (
+    COLOURS,
+    PATTERNS,
+    SILHOUETTES,
+    TYPES,
+    draws,
+    placeholder,
+    render,
+    rendered,
+    spoil,
+)
 from makelib.data.sources.bazaar.words import vocabulary
 from makelib.runtime import UserError
 from makelib.settings import Bazaar
@@ -261,27 +272,27 @@ def write_titles(settings: Bazaar, goods: Goods, rng: np.random.Generator) -> tu
     everyday = rng.random(count) < EVERYDAY_SOLD
 
     titles, reliability, stuffed_words = [], np.zeros(count), np.zeros(count, np.int64)
+    codes = {key: goods[key].tolist() for key in goods.keys}
+    shared: dict[Word, Word] = {}  # a word is one object, in however many titles it stands
     for row in range(count):
         if missing[row]:
             titles.append([])
             continue
         words = [
-            (key, int(goods[key][row]), int(everyday[row] and key in EVERYDAY))
-            for key, named in names.items()
-            if named[row]
+            (key, codes[key][row], int(everyday[row] and key in EVERYDAY)) for key, named in names.items() if named[row]
         ]
         true = len(words)
         for donor, key in zip(donors[row, : amount[row]], keys[row], strict=False):
             name = list(STUFFED_KEYS)[key]
-            word = (name, int(goods[name][donor]), 0)
-            if word[1] != goods[name][row] and word not in words:
+            word = (name, codes[name][donor], 0)
+            if word[1] != codes[name][row] and word not in words:
                 words.append(word)
         stuffed_words[row] = len(words) - true
         values = Counter(key for key, *_ in words)
         reliability[row] = sum(1 / values[key] for key, *_ in words[:true] if key in ASKED) / len(ASKED)
         words += [("promo", int(code), 0) for code in promo[row, : fillers[row, 0]]]
         words += [("neutral", int(code), 0) for code in neutral[row, : fillers[row, 1]]]
-        titles.append([words[position] for position in np.argsort(shuffle[row, : len(words)])])
+        titles.append([shared.setdefault(words[at], words[at]) for at in np.argsort(shuffle[row, : len(words)])])
     kind = np.where(missing, "missing", np.where(stuffed_words > 0, "stuffed", "clean"))
     return titles, {"title_reliability": reliability, "title_kind": kind, "stuffed_words": stuffed_words}
 
@@ -315,8 +326,8 @@ def stuff(title: str, words: int, seed: int = 0, language: str = "en") -> str:
 
 def take_photographs(
     settings: Bazaar, goods: Goods, rng: np.random.Generator
-) -> tuple[list[dict | None], dict[str, Any]]:
-    """Encoded photographs (None where missing) and the truth about them."""
+) -> tuple[Iterator[dict | None], dict[str, Any]]:
+    """Encoded photographs (None where missing), made while they are read, and the truth about them."""
     count, size = settings.products, settings.image_size
     shown_keys = ("type", *VISUAL)
     own = np.stack([goods[key] for key in shown_keys], axis=1)  # (N, 4)
@@ -341,7 +352,7 @@ def take_photographs(
     for rows, other in ((accessory & goods.image_led, title_led), (accessory & ~goods.image_led, image_led)):
         if len(other):
             beside[rows] = own[rng.choice(other, rows.sum())]
-    pixels = render(*shown.T, size=size, seed=settings.seed, beside=beside)
+    fresh = rendered(*shown.copy().T, size=size, seed=settings.seed, beside=beside)
 
     stock = np.flatnonzero(kind == "stock")
     generic = np.stack(
@@ -352,7 +363,8 @@ def take_photographs(
         axis=1,
     )
     chosen = own[stock, 0] * STOCK_PICTURES + rng.integers(0, STOCK_PICTURES, len(stock))
-    pixels[stock], shown[stock] = render(*generic.T, size=size, seed=settings.seed + 1)[chosen], generic[chosen]
+    shelf = render(*generic.T, size=size, seed=settings.seed + 1)
+    shown[stock] = generic[chosen]
 
     legible = np.ones((count, len(shown_keys)))
     strength = np.zeros(count)
@@ -361,18 +373,32 @@ def take_photographs(
     sticker = (kind == "clean") & (rng.random(count) < OCCLUDED)
     strength[sticker] = rng.choice([0.06, 0.12], sticker.sum())
     harm = np.where(sticker, "occlusion", kind)
-    for (name, amount), rows in pd.Series(np.arange(count)).groupby([harm, strength]):
+    harms = []
+    for (name, amount), members in pd.Series(np.arange(count)).groupby([harm, strength]):
         if amount > 0:
-            rows = rows.to_numpy()
-            pixels[rows] = corrupt(pixels[rows], name, 0.5 * amount if name == "blur" else amount, seed=settings.seed)
+            rows = members.to_numpy()
+            drawn = draws(name, (len(rows), size, size, 3), settings.seed)
+            harms.append((rows, name, 0.5 * amount if name == "blur" else amount, drawn))
             legible[rows] = 1 - amount * np.array([HIDDEN[name][key] for key in shown_keys])
-    pixels[empty] = placeholder(size)
     reliability = ((shown == own) * legible).sum(axis=1) / len(ASKED) * ~(missing | empty)
 
-    encoded: list[dict | None] = []
-    for row in range(count):
-        buffer = io.BytesIO()
-        if not missing[row]:
-            Image.fromarray(pixels[row]).save(buffer, "PNG", compress_level=3)
-        encoded.append(None if missing[row] else {"bytes": buffer.getvalue(), "path": None})
-    return encoded, {"image_reliability": reliability, "image_kind": kind}
+    def developed() -> Iterator[dict | None]:
+        start = 0
+        for pixels in fresh:
+            ends = (start, start + len(pixels))
+            borrowed = slice(*np.searchsorted(stock, ends))
+            pixels[stock[borrowed] - start] = shelf[chosen[borrowed]]
+            for rows, name, amount, drawn in harms:
+                part = slice(*np.searchsorted(rows, ends))
+                at = rows[part] - start
+                if len(at):
+                    pixels[at] = spoil(pixels[at], name, amount, [each[part] for each in drawn])
+            pixels[empty[slice(*ends)]] = placeholder(size)
+            for picture, gone in zip(pixels, missing[slice(*ends)], strict=True):
+                buffer = io.BytesIO()
+                if not gone:
+                    Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
+                yield None if gone else {"bytes": buffer.getvalue(), "path": None}
+            start += len(pixels)
+
+    return developed(), {"image_reliability": reliability, "image_kind": kind}

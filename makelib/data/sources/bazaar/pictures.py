@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -200,12 +201,25 @@ def render(
         seed: of backgrounds, camera, tones and texture phases. Row i's picture depends on n, i and the seed alone.
         beside: int (n, 4) in the same order: a second, small article in a corner; -1 for none.
     """
+    parts = rendered(types, colours, patterns, silhouettes, size, seed, beside)
+    return np.concatenate([np.empty((0, size, size, 3), np.uint8), *parts])
+
+
+def rendered(
+    types: np.ndarray,
+    colours: np.ndarray,
+    patterns: np.ndarray,
+    silhouettes: np.ndarray,
+    size: int,
+    seed: int,
+    beside: np.ndarray | None,
+) -> Iterator[np.ndarray]:
+    """What `render` returns, a few photographs at a time: those of a million goods do not fit into memory."""
     count = len(types)
     rng = np.random.default_rng([seed, 11])
     camera = rng.random((count, 12), dtype=np.float32)
     tones = rng.normal(0, 1, (count, 4, 3)).astype(np.float32)
     corner = rng.random((count, 4), dtype=np.float32)
-    pixels = np.empty((count, size, size, 3), np.uint8)
     for rows in np.array_split(np.arange(count), max(1, count * size * size // 200_000)):
         canvas = _background(camera[rows], tones[rows], 2 * size)
         place = np.stack(
@@ -228,8 +242,7 @@ def render(
             canvas[second] = part
         small = (canvas[:, ::2, ::2] + canvas[:, 1::2, ::2] + canvas[:, ::2, 1::2] + canvas[:, 1::2, 1::2]) / 4
         small += rng.normal(0, 2.5, small.shape[:3]).astype(np.float32)[..., None]  # grain
-        pixels[rows] = np.clip(small, 0, 255)
-    return pixels
+        yield np.clip(small, 0, 255).astype(np.uint8)
 
 
 def _background(camera: np.ndarray, tones: np.ndarray, side: int) -> np.ndarray:
@@ -359,18 +372,31 @@ def corrupt(
         raise UserError(f"corrupt: pixels must be uint8 (n, S, S, 3), not {pixels.dtype} {pixels.shape}.")
     if strength == 0 or len(pixels) == 0:
         return pixels.copy()
-    count, height, width, _ = pixels.shape
+    return spoil(pixels, kind, strength, draws(kind, pixels.shape, seed))
+
+
+def draws(kind: str, shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    """What is random about corrupting photographs of this shape (n, S, S, 3), an array (n, …) each."""
     rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
+    if kind == "noise":
+        return [rng.integers(0, 256, shape)]
+    if kind == "watermark":
+        return [rng.random((shape[0], 2, 1, 1), dtype=np.float32)]
+    return [rng.random((shape[0], 2)), rng.integers(60, 230, (shape[0], 1, 1, 3))] if kind == "occlusion" else []
+
+
+def spoil(pixels: np.ndarray, kind: str, strength: float, drawn: list[np.ndarray]) -> np.ndarray:
+    """`corrupt` for photographs whose `draws` are known."""
+    _, height, width, _ = pixels.shape
     soft = pixels.astype(np.float32)
     if kind == "blur":
         sigma = strength * height / 6
         soft = ndimage.gaussian_filter(soft, (0, sigma, sigma, 0), mode="nearest", truncate=2.5)
     elif kind == "noise":
-        soft += strength * (rng.integers(0, 256, soft.shape).astype(np.float32) - soft)
+        soft += strength * (drawn[0].astype(np.float32) - soft)
     elif kind == "watermark":
         y, x = np.mgrid[:height, :width].astype(np.float32) / height
-        shift = rng.random((count, 2, 1, 1), dtype=np.float32)
-        along, across = x + y + shift[:, 0], x - y + shift[:, 1]
+        along, across = x + y + drawn[0][:, 0], x - y + drawn[0][:, 1]
         marks = ((across * 4) % 1 < 0.5) & ((along * 9) % 1 < 0.8)  # slanted lines of "letters"
         cover = (0.95 * strength * marks)[..., None]
         soft += cover * (np.float32([236, 236, 240]) - soft)
@@ -378,10 +404,10 @@ def corrupt(
         side = np.sqrt(strength)
         box_h, box_w = round(side * height), round(side * width)
         # the box grows around a fixed centre, pushed inside the frame
-        centre = rng.random((count, 2))
+        centre, colour = drawn
         top = np.clip(np.round(centre[:, 0] * height - box_h / 2), 0, height - box_h)[:, None, None]
         left = np.clip(np.round(centre[:, 1] * width - box_w / 2), 0, width - box_w)[:, None, None]
         y, x = np.mgrid[:height, :width]
         inside = (y >= top) & (y < top + box_h) & (x >= left) & (x < left + box_w)
-        soft = np.where(inside[..., None], rng.integers(60, 230, (count, 1, 1, 3)), soft)
+        soft = np.where(inside[..., None], colour, soft)
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)

@@ -87,7 +87,11 @@ def draw_intents(settings: Bazaar, goods: Goods, cold: np.ndarray, rng: np.rando
             f"{settings.queries} needs {needed}; raise bazaar.products or lower bazaar.queries."
         )
     wanted, implied = wanted[chosen], implied[chosen]
-    relevant = [np.flatnonzero(((row < 0) | (goods.codes == row)).all(axis=1)) for row in wanted]
+    columns = goods.codes.T.astype(np.int16)  # a row each, and only those that an intent asks about
+    relevant = [
+        np.flatnonzero(np.logical_and.reduce([columns[key] == row[key] for key in np.flatnonzero(row >= 0)]))
+        for row in wanted
+    ]
     return Intents(wanted, implied, relevant)
 
 

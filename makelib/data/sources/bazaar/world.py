@@ -11,11 +11,14 @@ goods look in `pictures`, who sells what in `goods`, who asks for and clicks wha
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from makelib.data.catalog import Catalog
 from makelib.data.sources.bazaar import goods as sold
@@ -31,7 +34,7 @@ from makelib.data.sources.bazaar.goods import (
     Word,
 )
 from makelib.data.sources.bazaar.shoppers import SPLIT, STRINGS_PER_INTENT, Intents, Queries
-from makelib.data.tables import write_catalog
+from makelib.data.tables import PART, product_table, write_catalog
 from makelib.runtime import UserError
 from makelib.settings import Bazaar
 
@@ -69,8 +72,18 @@ def generate(settings: Bazaar, folder: Path | str) -> Catalog:
     clicks, wrong = shoppers.click_products(settings, goods, intents, queries, cold, streams[5])
 
     spoken = Spoken(settings.language)
-    products, truth = _product_tables(goods, spoken, titles, pictures, {**image_truth, **title_truth})
-    asked, interactions = _query_tables(goods, spoken, intents, queries, clicks, products["product_id"].to_numpy())
+    ids = np.array([f"p{row:05d}" for row in range(len(goods.codes))])
+    products = _products(goods, spoken, titles, pictures, ids)
+    truth = pd.DataFrame(
+        {
+            "product_id": ids,
+            "led": np.where(goods.image_led, "image", "title"),
+            **image_truth,
+            **title_truth,
+            "duplicate_of": np.where(goods.first == np.arange(len(ids)), None, ids[goods.first]),
+        }
+    )
+    asked, interactions = _query_tables(goods, spoken, intents, queries, clicks, ids)
     info = {
         "generated_queries": True,
         "source": "bazaar",
@@ -86,31 +99,25 @@ def generate(settings: Bazaar, folder: Path | str) -> Catalog:
     )
 
 
-def _product_tables(
-    goods: Goods, spoken: Spoken, titles: list[list[Word]], pictures: list[dict | None], told: dict[str, Any]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The products, and the truth behind each."""
-    ids = np.array([f"p{row:05d}" for row in range(len(goods.codes))])
-    attributes = [dict(zip(goods.keys, row, strict=True)) for row in zip(*goods.values().values(), strict=True)]
-    products = pd.DataFrame(
-        {
-            "product_id": ids,
-            "title": [spoken(words) for words in titles],
-            "image": pictures,
-            "category": goods.values()["category"],
-            "attributes": attributes,
-            "group": ids[goods.first],
-        }
-    )
-    truth = pd.DataFrame(
-        {
-            "product_id": ids,
-            "led": np.where(goods.image_led, "image", "title"),
-            **told,
-            "duplicate_of": [None if first == row else ids[first] for row, first in enumerate(goods.first)],
-        }
-    )
-    return products, truth
+def _products(
+    goods: Goods, spoken: Spoken, titles: list[list[Word]], pictures: Iterator[dict | None], ids: np.ndarray
+) -> Iterator[pa.Table]:
+    """The products, a few at a time."""
+    values = goods.values()
+    for start in range(0, len(ids), PART):
+        part = slice(start, start + PART)
+        named = zip(*(values[key][part] for key in goods.keys), strict=True)
+        frame = pd.DataFrame(
+            {
+                "product_id": ids[part],
+                "title": [spoken(words) for words in titles[part]],
+                "image": list(itertools.islice(pictures, PART)),
+                "category": values["category"][part],
+                "attributes": [dict(zip(goods.keys, row, strict=True)) for row in named],
+                "group": ids[goods.first[part]],
+            }
+        )
+        yield product_table(frame)
 
 
 def _query_tables(
@@ -176,7 +183,6 @@ def _measure(
 ) -> dict[str, Any]:
     """Facts about this world that decide whether it is a fair test; JSON-able."""
     relevant = np.array([len(rows) for rows in intents.relevant])[queries.intent]
-    said = [set(words) for words in titles]
     train = queries.split[clicks[:, 0]] == list(SPLIT).index("train")
     # an anchor has a false negative when another product in its batch meets every constraint of its query
     rng = np.random.default_rng([settings.seed, 7])
@@ -211,7 +217,7 @@ def _measure(
         "visual_constraints": {"image": visual_share(image_led), "title": visual_share(~image_led)},
         "titles_naming": {
             key: float(
-                np.mean([(key, code, 0) in words for words, code in zip(said, goods[key].tolist(), strict=True)])
+                np.mean([(key, code, 0) in words for words, code in zip(titles, goods[key].tolist(), strict=True)])
             )
             for key in (*VISUAL, *TEXTUAL)
         },
