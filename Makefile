@@ -50,7 +50,7 @@ test: $(STAMP)
 	$(BIN)/pytest -vv --durations=8 -m "notebooks or browser"
 
 bench: $(STAMP)
-	@$(BIN)/python -c "import open_clip" 2>/dev/null || $(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -c "import open_clip" 2>/dev/null || $(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m makelib bench --preset smoke
 
 check: $(STAMP)

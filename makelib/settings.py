@@ -231,6 +231,10 @@ class Ablation:
 
     fusions: tuple[str, ...] = ("title", "mean", "global", "category", "joint", "adaptive")
     keywords: tuple[str, ...] = ("none", "enrichment", "false_negatives", "both")
+    #: pretrained dual encoders that stand beside the variants, see `makelib.study.peers`: `local-dir:<folder>`, …
+    peers: tuple[str, ...] = ()
+    #: as they come (zero-shot), with linear adapters (adapted), fine-tuned
+    peer_modes: tuple[Literal["zero-shot", "adapted", "fine-tuned"], ...] = ("zero-shot", "adapted")
     workers: int = 0  #: processes side by side; 0 = one per core
 
 

@@ -28,14 +28,16 @@ from makelib.data.sources import open_catalog, settings_for
 from makelib.model.batches import Batches, tokenizer_for
 from makelib.model.training import training_key
 from makelib.model.warmup import warm_up_images, warms_up
-from makelib.runtime import Stopped, UserError, atomic_file, progress
+from makelib.runtime import Stopped, UserError, atomic_file, code_version, fingerprint, progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings, differences, preset, read_yaml, to_dict, write_yaml
-from makelib.study.arms import Arm, deaf_to_interrupts, queries_of, run_arm, steps_of, worker_pool
+from makelib.study.arms import Arm, deaf_to_interrupts, queries_of, run_arm, scoring_key, steps_of, worker_pool
 from makelib.study.baselines import bm25_run, fused_run
 from makelib.study.bounds import oracle_run
 from makelib.study.cluster import cluster_pool, run_there
+from makelib.study.lines import kept, lines_of, note_of
 from makelib.study.metrics import evaluate
+from makelib.study.peers import peer_lines
 from makelib.study.readers import READERS, can_read, reader_run
 from makelib.study.segments import segments
 from makelib.study.statistics import adjust, gain, result_rows
@@ -307,16 +309,40 @@ class Experiment:
         for name, (variant, reference) in GAINS.get(study, {}).items():
             scores[name] = {seed: gain(scores[variant][seed], scores[reference][seed]) for seed in self.settings.seeds}
         scores |= {name: dict.fromkeys(self.settings.seeds, table) for name, table in self.untrained.items()}
+        scores |= self.peers
         references = [pair for pair in REFERENCES[study] if set(pair) <= set(scores)]
+        whole = next((name for name in ("full", "both", "adaptive") if name in scores), None)
+        references += [(whole, name) for name in self.peers if whole]
         return result_rows(study, scores, references, self.segments, self.settings.evaluation)
 
     @functools.cached_property
     def untrained(self) -> dict[str, pd.DataFrame]:
-        """Scores of rankings that nothing was trained for: BM25 on titles and, in the generated world, the readers."""
-        rankings = {"bm25": bm25_run(self.catalog, self.test_rows, self._depth)}
+        """Scores of rankings that nothing was trained for: BM25 on titles and, in the generated world, the readers. Kept."""
+        runs = {"bm25": bm25_run}
         if can_read(self.catalog):
-            rankings |= {name: reader_run(self.catalog, self.test_rows, self._depth, name) for name in READERS}
-        return {name: self._scored(found) for name, (found, _) in rankings.items()}
+            runs |= {name: functools.partial(reader_run, name=name) for name in READERS}
+        code = code_version(("study/baselines.py", "study/readers.py"))
+
+        def made(name: str) -> tuple[pd.DataFrame, dict[str, float]]:
+            began = time.time()
+            scores = self._scored(runs[name](self.catalog, self.test_rows, self._depth)[0])
+            return scores, {"seconds": time.time() - began}
+
+        return {
+            name: kept(
+                self.run,
+                fingerprint(name, self.catalog.fingerprint, scoring_key(self.settings), code),
+                name,
+                None,
+                functools.partial(made, name),
+            )
+            for name in runs
+        }
+
+    @functools.cached_property
+    def peers(self) -> dict[str, dict[int, pd.DataFrame]]:
+        """Scores of the pretrained encoders that `ablation.peers` names: line -> seed -> table; see `makelib.study.peers`."""
+        return peer_lines(self.run, self.catalog, self.settings, self.test_rows) if self.settings.ablation.peers else {}
 
     def _late_fusion(self, study: str, seed: int) -> pd.DataFrame:
         """Scores of the rankings of `title` and `image`, of that seed, fused."""
@@ -358,14 +384,28 @@ class Experiment:
         return pd.concat(tables, ignore_index=True)
 
     def costs(self, study: str, variants: Iterable[str] | None = None) -> pd.DataFrame:
-        """Parameters, training seconds and triples per second per variant, mean over seeds."""
+        """What every rival of a study costs, lines beside the arms included: parameters, operations to encode a product,
+        seconds (mean over seeds), and `trials`, how many settings a search on validation queries tried for it."""
+        arms = [arm for arm in self.arms(study, variants) if arm.done]
         notes = [
-            {**json.loads((arm.folder / "arm.json").read_text()), "variant": arm.variant}
-            for arm in self.arms(study, variants)
-            if arm.done
+            json.loads((arm.folder / "arm.json").read_text(encoding="utf-8"))
+            | {"variant": arm.variant, "trials": self._trials.get(arm.settings.model.fusion, 0)}
+            for arm in arms
         ]
-        table = pd.DataFrame(notes)[["variant", "parameters", "megaflops_per_product", "seconds"]]
-        return table.groupby("variant", sort=False).mean()
+        lines = lines_of(self.run)
+        notes += [
+            note_of(folder) | {"variant": name, "trials": 0}
+            for name in (*self.peers, *self.untrained)
+            for folder in lines[name].values()
+        ]
+        columns = ["variant", "parameters", "megaflops_per_product", "seconds", "trials"]
+        return pd.DataFrame(notes)[columns].groupby("variant", sort=False).mean()
+
+    @property
+    def _trials(self) -> dict[str, int]:
+        """Settings that `makelib.study.tuning` tried for each fusion in this run."""
+        file = self.run / "tables" / "tuning.csv"
+        return pd.read_csv(file)["fusion"].value_counts().to_dict() if file.is_file() else {}
 
 
 def run_folder(preset_name: str, catalog: str) -> Path:
@@ -384,7 +424,7 @@ def settings_of(preset_name: str, catalog: str, seeds: int, overrides: Mapping[s
 
 def check_folder(run: Path, settings: Settings, catalogue: str | None = None) -> None:
     """Refuse a folder that holds something else than a run, or a run with models or results of other settings. More seeds than
-    before are no other settings: all that was trained and judged stays, and the run goes on.
+    before, or other peers beside, are no other settings: all that was trained and judged stays, and the run goes on.
 
     Args:
         run: the folder, which need not exist.
@@ -402,7 +442,8 @@ def check_folder(run: Path, settings: Settings, catalogue: str | None = None) ->
     was, facts = read_yaml(run / "settings.yaml"), {}
     with contextlib.suppress(OSError, ValueError):
         facts = json.loads((run / "catalogue.json").read_text(encoding="utf-8"))
-    if was != (dataclasses.replace(settings, seeds=was.seeds) if set(was.seeds) <= set(settings.seeds) else settings):
+    same = settings.replace(**{f"ablation.{name}": getattr(was.ablation, name) for name in ("peers", "peer_modes")})
+    if was != (dataclasses.replace(same, seeds=was.seeds) if set(was.seeds) <= set(settings.seeds) else same):
         changed = list(differences(was, settings).items())
         said = ", ".join(f"{name} {value!r}" for name, value in changed[:3]) + ", …" * (len(changed) > 3)
         own = {

@@ -1,6 +1,6 @@
 """What `make bench` measures against peers: this project's time or recall over another's, each ratio with its parts.
 
-Peers are the extra `bench` (`open_clip_torch`) and faiss. Everything is warmed up outside of the clock; medians are reported.
+Peers are the extra `peers` (`open_clip_torch`) and faiss. Everything is warmed up outside of the clock; medians are reported.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _peer() -> ModuleType:
         import open_clip
     except ImportError:
         raise UserError(
-            "The peer of the training benchmark is missing; install it with `pip install '.[bench]'`."
+            "The peer of the training benchmark is missing; install it with `pip install '.[peers]'`."
         ) from None
     return open_clip
 
