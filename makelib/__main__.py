@@ -202,9 +202,10 @@ def report_pack(given: Namespace) -> None:
 def bench(given: Namespace) -> None:
     from makelib.settings import preset
     from makelib.study.bench import bench
+    from makelib.workbook.reports.bench import page
 
     table = bench(preset(given.preset).replace(**overrides(given.set)), given.out)
-    print(f"{_table(table)}\n\n{table.attrs['legend']}; ratios: {given.out}")
+    print(f"{_table(table)}\n\n{table.attrs['legend']}; ratios: {page(given.out)}")
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,9 @@ def bench(settings: Settings, out: Path) -> pd.DataFrame:
             model = train(catalog, settings, 0, Path(folder) / "model")
         with timed("encode products", len(catalog), "products"):
             retriever = Retriever.build("bench", model, catalog)
-        queries = catalog.queries["query"].iloc[:QUERIES].tolist()
+        rows_asked = catalog.query_rows("test")  # spread over all: broad and narrow ones do not lie mixed
+        rows_asked = rows_asked[np.linspace(0, len(rows_asked) - 1, min(QUERIES, len(rows_asked))).astype(int)]
+        queries = catalog.queries["query"].iloc[rows_asked].tolist()
         with timed("encode queries, one by one", len(queries), "queries"):
             vectors = [model.encode_queries([query]) for query in queries]
         for kind in KINDS:
@@ -72,9 +74,17 @@ def bench(settings: Settings, out: Path) -> pd.DataFrame:
             with timed(f"search {kind}, best 100", len(vectors), "queries"):
                 for vector in vectors:
                     index.search(vector, min(100, len(catalog)))
+        rates = {f"{stage} per second": per_second for stage, *_, per_second in rows}
+        stored = {
+            "vectors, bytes per product": retriever.vectors.embedding[0].nbytes + retriever.vectors.weights[0].nbytes,
+            "catalogue, bytes per product": (catalog.folder / "products.parquet").stat().st_size / len(catalog),
+        }
+        ratios.write(out, "stages", {"ratios": {**rates, **stored}, "rows": rows})
+        ratios.write(out, "serving", ratios.serving(model, queries))
         ratios.write(out, "training", ratios.training(catalog, settings))
-        asked = np.concatenate(vectors)
-        ratios.write(out, "search", ratios.search(np.asarray(retriever.vectors.embedding), asked))
+        embedding, asked = np.asarray(retriever.vectors.embedding), np.concatenate(vectors)
+        ratios.write(out, "search", ratios.search(embedding, asked))
+        ratios.write(out, "growth", ratios.growth(embedding, asked))
     table = pd.DataFrame(rows, columns=["stage", "seconds", "count", "unit", "per_second"])
     table.attrs["legend"] = f"{threads} threads; largest resident memory {peak_memory_bytes() / 2**30:.2f} GiB"
     return table
@@ -95,22 +105,20 @@ def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k
     """Exact and approximate search as a catalogue grows: `index, products, milliseconds` (median of single queries on one
     thread), `recall` (of the exact first k), `megabytes`, `build seconds`.
 
-    Larger catalogues are the trained model's own vectors, copied with a little noise, so that the cloud keeps its shape.
+    Larger catalogues are the trained model's own vectors, see `makelib.study.ratios.grown`.
     """
-    vectors, random, rows = retriever.vectors.embedding, np.random.default_rng(0), []
+    rows = []
     texts = retriever.catalog.queries["query"].iloc[:queries].tolist()
     asked = retriever.model.encode_queries(texts)
     set_threads(1)
     try:
         for size in progress(sizes, description="sizes", unit="size"):
-            grown = np.resize(vectors, (size, vectors.shape[1])).copy()
-            grown[len(vectors) :] += random.normal(0, 0.3 / np.sqrt(vectors.shape[1]), grown[len(vectors) :].shape)
-            grown /= np.linalg.norm(grown, axis=1, keepdims=True)
+            vectors = ratios.grown(np.asarray(retriever.vectors.embedding), size)
             exact = None
             for kind in KINDS:
                 began = time.perf_counter()
                 index = ProductIndex.build(
-                    grown.astype(np.float32),
+                    vectors,
                     [str(row) for row in range(size)],
                     settings_module.Index(kind=kind),
                     model_fingerprint="bench",
