@@ -51,5 +51,5 @@ def test_copies_keep_the_cloud_and_the_first_are_the_models_own():
 
 def test_a_missing_peer_is_said_before_anything_is_timed(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match=r"pip install '\.\[bench\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[peers\]'"):
         ratios.training(None, preset("smoke"))
