@@ -86,6 +86,6 @@ def untrained_retrievers(catalog):
         model = MakeModel.from_settings(Model(fusion=fusion, width=32, dim=16), Text(), Objectives(), tokenizer).eval()
         if fusion == "adaptive":
             torch.nn.init.normal_(model.fusion.weigh.mlp[-1].weight)
-            torch.nn.init.normal_(model.fusion.words.mlp[-1].weight)
+            torch.nn.init.normal_(model.fusion.words.score.weight)
         found[fusion] = Retriever.build(fusion, model, catalog)
     return found

@@ -20,7 +20,7 @@ def bm25_run(catalog: Catalog, query_rows: np.ndarray, k: int) -> tuple[np.ndarr
     Equal scores are in the order of rows; products without a word of the query are not retrieved (-1, score -inf).
     """
     engine = bm25s.BM25()
-    titles = [words(title or "") for title in catalog.products["title"]]
+    titles = [words(title) for title in catalog.products["title"].fillna("")]
     engine.index(titles if any(titles) else [["\0"]] * len(titles), show_progress=False)
     return ranked(
         (engine.get_scores(words(query)) for query in catalog.queries["query"].iloc[query_rows]),

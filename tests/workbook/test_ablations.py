@@ -13,6 +13,7 @@ from planted import plant, planted_run
 from makelib.runtime import UserError
 from makelib.search.retriever import Retriever
 from makelib.settings import preset
+from makelib.study import lines
 from makelib.study.statistics import result_rows
 from makelib.workbook.ablations import training as training_module
 from makelib.workbook.ablations.state import EVERYTHING, State, changed, completions, read_changes, read_values, written
@@ -104,6 +105,30 @@ def test_arms_of_other_queries_stay_out(tmp_path):
     assert views.left_out == 1
     assert list(views.studies[EVERYTHING]) == ["title", "adaptive"]
     assert "1 further arm of the run cannot be compared" in views.board(views.check(State()))
+
+
+def test_what_stands_beside_the_arms_is_a_variant_in_every_study(tmp_path):
+    experiment = planted_run(tmp_path)
+    kept = experiment.untrained["bm25"]
+    for seed in experiment.settings.seeds:
+        adapted = experiment.per_query("modal_adaptation", ["adaptive"])["adaptive"][seed]
+        lines.kept(experiment.run, f"k{seed}", "<i>clip</i> adapted", seed, lambda found=adapted: (found, {}))
+    views = Views(experiment)
+    assert all({"bm25", "<i>clip</i> adapted"} <= set(variants) for variants in views.studies.values())
+    assert "bm25" not in views.check(State()).variants  # only where it is asked for
+    asked = State(variants=("adaptive", "bm25", "<i>clip</i> adapted"), reference="bm25", against="adaptive")
+    state = views.check(asked)
+    means = {row["variant"]: row for row in views.rows(state)}
+    assert means["bm25"]["per_seed"] == pytest.approx([kept["Rel@10"].mean()] * 2)
+    assert means["<i>clip</i> adapted"]["per_seed"] == means["adaptive"]["per_seed"]
+    page = BeautifulSoup(views.twin(state), "html.parser")
+    assert "bm25: scores are kept" in page.get_text()
+    assert not page.select("i")
+    with pytest.raises(UserError, match="bm25 has no settings"):
+        views.sweep(dataclasses.replace(state, setting="training.steps"))
+    plain = views.check(State())
+    (tmp_path / "plain").mkdir()
+    assert views.rows(plain) == Views(planted_run(tmp_path / "plain")).rows(plain)  # and changes nothing elsewhere
 
 
 def test_a_sweep_takes_arms_that_differ_in_one_setting_only(tmp_path):

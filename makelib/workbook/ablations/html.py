@@ -187,6 +187,12 @@ def query_line(row: pd.Series, state: State) -> str:
     )
 
 
+def no_model(names: Sequence[str]) -> str:
+    """In place of two rankings, where one of them was not made by a model of this run."""
+    said = ", ".join(map(text, names))
+    return f"<p>{said}: scores are kept, and no model to search with. Choose two trained variants to see their rankings.</p>"
+
+
 # -- sweeps and trainings ---------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from makelib.search.retriever import Retriever
 from makelib.settings import Settings, read_yaml
 from makelib.study.arms import Arm
 from makelib.study.experiment import Experiment
+from makelib.study.lines import lines_of
 from makelib.study.statistics import holm, result_rows
 from makelib.study.studies import REFERENCES, STUDIES
 from makelib.workbook.ablations import html as draw
@@ -94,7 +95,24 @@ class Views:
                 f"{self.experiment.run} holds fewer than two trained arms that can be compared; run notebook 03, or "
                 "`python -m makelib ablate`."
             )
+        self._add_lines()
         self.rows.cache_clear()
+
+    def _add_lines(self) -> None:
+        """What stands beside the arms (BM25, readers, pretrained encoders) may be chosen in every study, as the run kept it."""
+        #: names of variants that are no arm, so have scores and no model
+        self.lines: list[str] = []
+        seeds = {seed for by_seed in self.arms.values() for seed in by_seed}
+        for name, by_seed in lines_of(self.experiment.run).items():
+            folders = dict.fromkeys(seeds, by_seed[None]) if None in by_seed else by_seed
+            alike = all(
+                np.array_equal(self._scores(folder)["query_id"], self.segments.index) for folder in folders.values()
+            )
+            if alike and name not in self.studies[EVERYTHING]:
+                self.lines.append(name)
+                self.arms["line", name] = folders
+                for variants in self.studies.values():
+                    variants[name] = ("line", name)
 
     @functools.cached_property
     def metrics(self) -> list[str]:
@@ -127,7 +145,7 @@ class Views:
         pairs = [pair for pair in REFERENCES.get(study, ()) if set(pair) <= set(there)]
         usual = collections.Counter(reference for _, reference in pairs).most_common(1)
         reference = state.reference or (usual[0][0] if usual else there[0])
-        variants = state.variants or tuple(there[:MOST])
+        variants = state.variants or tuple(name for name in there if name not in self.lines)[:MOST]
         variants = tuple(name for name in there if name in variants or name == reference)
         if len(variants) < 2:
             raise UserError("Choose at least one variant beside the reference.")
@@ -207,7 +225,7 @@ class Views:
         """
         if state.setting not in names(self.experiment.settings):
             raise UserError(f"There is no setting {state.setting!r}; the box offers all that an arm may change.")
-        base = self.settings_of[self.studies[state.study][state.reference]]
+        base = self.base(state)
         part, _, field = state.setting.partition(".")
         trained = {
             getattr(getattr(settings, part), field): key
@@ -235,12 +253,17 @@ class Views:
         pairs = [(name, own) for name in scores if name != own and own in scores]
         return self._judged(scores, pairs, dataclasses.replace(state, study="sweep"), [state.segment]), missing
 
+    def base(self, state: State) -> Settings:
+        """Settings of the reference, on top of which a sweep changes one. Raises `UserError` where it is no arm."""
+        if state.reference in self.lines:
+            raise UserError(f"{state.reference} has no settings to sweep; choose a trained variant as the reference.")
+        return self.settings_of[self.studies[state.study][state.reference]]
+
     def estimate(self, arms: Iterable[Arm]) -> float | None:
         """Seconds that arms will take: those of the arms that ran, per step and pair, of the same fusion where one did."""
         ran = []
-        for key, by_seed in self.arms.items():
-            settings = self.settings_of[key]
-            for folder in by_seed.values():
+        for key, settings in self.settings_of.items():
+            for folder in self.arms[key].values():
                 note = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
                 ran.append((settings.model.fusion, note["seconds"] / _work(settings)))
         if not ran:
@@ -281,13 +304,16 @@ class Views:
         """Both rankings of the chosen query, the query explorer's own view; an invitation where none is chosen."""
         if not state.place:
             return "<p>Choose a query to see both rankings side by side.</p>"
+        if without := [name for name in (state.against, state.reference) if name in self.lines]:
+            row = self.per_query(state).iloc[state.place - 1]
+            return draw.query_line(row, state) + draw.no_model(without)
         views, asked = self.searches(state)
         row = self.per_query(state).iloc[state.place - 1]
         return draw.query_line(row, state) + views.versus(asked)
 
     def why(self, state: State) -> str:
         """Why the chosen product stands where it does, once for each variant."""
-        if not (state.place and state.rank):
+        if not (state.place and state.rank) or {state.against, state.reference} & set(self.lines):
             return ""
         views, asked = self.searches(state)
         hits = views.search(asked)

@@ -395,8 +395,7 @@ class AblationExplorer(Live):
             self.start_sweep.disabled = not missing
 
     def _swept_arms(self) -> list[Arm]:
-        base = self.views.settings_of[self.views.studies[self.state.study][self.state.reference]]
-        changes = changed(self.views.experiment.settings, base)
+        changes = changed(self.views.experiment.settings, self.views.base(self.state))
         missing = self.views.sweep(self.state)[1]
         return [arm for value in missing for arm in self._arms(changes | {self.state.setting: value})]
 
