@@ -187,7 +187,8 @@ def report_diff(given: Namespace) -> None:
     print()
     print(_table(found.numbers.set_index("study").round(2)) if len(found.numbers) else "No number stands in both.")
     print(
-        "\nMeans and differences in per cent and points; noise is judged from both intervals, corrected over all rows (Holm)."
+        "\nMeans and differences in per cent and points; noise is judged query by query where both runs kept their scores, else from both "
+        "intervals, corrected over all rows (Holm)."
     )
     print("\n".join(found.notes))
 

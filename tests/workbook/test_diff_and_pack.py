@@ -5,11 +5,15 @@ import json
 import os
 import zipfile
 
+import numpy as np
+import pandas as pd
 import pytest
+from planted import planted_run
 
 from makelib import __main__ as cli
 from makelib.runtime import UserError
 from makelib.settings import preset, to_dict
+from makelib.study.statistics import result_rows
 from makelib.workbook.reports.diff import diff
 from makelib.workbook.reports.pack import pack
 
@@ -49,6 +53,40 @@ def test_numbers_that_moved_are_told_from_noise(tmp_path):
     assert moved["from"] == pytest.approx(10 - 2**0.5 * 2)
     assert found.notes == ["In one run only: make gone, make new."]
     assert found.changes.empty
+
+
+def scored(folder, means, name="before"):
+    """A planted run with a summary of its own rows: `joint` as planted, the others moved by as much as `means` says."""
+    folder.mkdir()
+    experiment = planted_run(folder, gains={"title": 0.0, "joint": 0.1})
+    for variant, gain in means.items():
+        for seed in experiment.settings.seeds:
+            file = experiment.arm("modal_adaptation", variant, seed).folder / "per_query.parquet"
+            frame = pd.read_parquet(file)
+            frame["Rel@10"] += np.array(gain)
+            frame.to_parquet(file, index=False)
+    tables = experiment.per_query("modal_adaptation", ["title", "joint"])
+    rows = result_rows("modal_adaptation", tables, [], experiment.segments)
+    content = summary(name) | {"results": rows, "settings": to_dict(experiment.settings), "seeds": [0, 1]}
+    return write(experiment.run, content)
+
+
+def test_noise_is_told_query_by_query_where_scores_were_kept(tmp_path):
+    """Every query moves by nearly as much: no interval of a mean can see it, the paired test must."""
+    a = scored(tmp_path / "a", {})
+    b = scored(tmp_path / "b", {"title": [0.0100, 0.0101, 0.0099], "joint": [0.2, -0.3, 0.11]}, "after")
+    numbers = diff(a, b).numbers
+    numbers = numbers[numbers["metric"] == "Rel@10"].set_index("variant")
+    assert set(numbers["judged"]) == {"by query"}
+    assert numbers["verdict"].to_dict() == {"title": "more than noise", "joint": "noise"}
+    assert numbers.loc["title", "points"] == pytest.approx(1.0)
+    assert numbers.loc["title", "to"] - numbers.loc["title", "from"] < 0.1
+    for file in b.glob("models/*/per_query.parquet"):
+        file.unlink()
+    numbers = diff(a, b).numbers
+    numbers = numbers[numbers["metric"] == "Rel@10"].set_index("variant")
+    assert set(numbers["judged"]) == {"from intervals"}
+    assert set(numbers["verdict"]) == {"noise"}
 
 
 def test_settings_code_and_catalogue_that_changed_are_named(tmp_path, capsys):

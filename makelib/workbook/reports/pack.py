@@ -12,6 +12,7 @@ from makelib.workbook.reports.diff import find_report
 TRAVELS = (
     "*.html", "summary.json", "settings.yaml", "catalogue.json", "results/*.json", "figures/*", "tables/*", "notebooks/*.ipynb",
     "models/*/per_query.parquet", "models/*/arm.json", "models/*/settings.yaml", "models/*/curves.parquet",
+    "lines/*/per_query.parquet", "lines/*/line.json",
 )  # fmt: skip
 #: a moment for every entry, so that the same run gives the same bytes
 MOMENT = (1980, 1, 1, 0, 0, 0)
