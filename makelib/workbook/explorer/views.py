@@ -273,12 +273,9 @@ class Views:
             "image": f"images like that of {like} · ",
             "picture": f"images like {draw.small_picture(state.picture)} · ",
         }
-        how = "exact" if state.category else state.kind
         where = f"category {draw.text(state.category)} of" if state.category else ""
         took = "" if seconds is None else f" · {1000 * seconds:.0f} ms"
-        line = (
-            f"{asked[state.by]}{draw.text(state.variant)} · {where} {len(self.catalog):,} products · {how} search{took}"
-        )
+        line = f"{asked[state.by]}{draw.text(state.variant)} · {where} {len(self.catalog):,} products · {state.kind} search{took}"
         asks = state.by in ("query", "both")
         guess = asks and state.query.strip() and not explain.knows(self.catalog, state.query)
         return draw.status(state.query if asks else "—", line, explain.GUESS if guess else "")
