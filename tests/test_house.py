@@ -115,7 +115,7 @@ def test_the_walk_through_the_house_names_what_exists():
     assert [(file, name) for file, name in named if name not in definitions(ROOT / file)] == []
 
 
-@pytest.mark.parametrize("name", ["docs/method.md", "docs/architecture.md", "docs/catalogues.md", "docs/findings.md", "CONTRIBUTING.md", "README.md"])  # fmt: skip
+@pytest.mark.parametrize("name", ["docs/method.md", "docs/architecture.md", "docs/catalogues.md", "docs/findings.md", "docs/scale.md", "CONTRIBUTING.md", "README.md"])  # fmt: skip
 def test_documents_link_and_name_files_that_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     linked = {target.split("#")[0] for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)}

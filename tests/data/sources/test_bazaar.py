@@ -57,6 +57,27 @@ def values_said(title: str) -> set[tuple[str, str]]:
 # -- the same again, or another one -----------------------------------------------------------------------------------
 
 
+def test_photographs_are_made_while_they_are_read(monkeypatch):
+    """A million of them would not fit into memory; those read so far are what they would be together."""
+    made, rendered = [], goods.rendered
+
+    def counted(*arguments, **options):
+        for part in rendered(*arguments, **options):
+            made.append(len(part))
+            yield part
+
+    monkeypatch.setattr(goods, "rendered", counted)
+    drawn = goods.draw_products(WORLD, np.random.default_rng(0))
+    pictures, truth = goods.take_photographs(WORLD, drawn, np.random.default_rng(1))
+    assert (made, len(truth["image_kind"])) == ([], WORLD.products)
+    first = list(itertools.islice(pictures, 5))
+    assert len(made) == 1
+    assert made[0] < WORLD.products / 5
+    whole = [*first, *pictures]
+    assert [picture is None for picture in whole] == (truth["image_kind"] == "missing").tolist()
+    assert len({picture["bytes"] for picture in whole if picture}) > WORLD.products / 2
+
+
 def test_same_settings_same_world_other_seed_other_world(small, tmp_path):
     again = bazaar.generate(SMALL, tmp_path / "again")
     other = bazaar.generate(dataclasses.replace(SMALL, seed=4), tmp_path / "other")
