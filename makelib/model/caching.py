@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from makelib.model.losses import Block, full, objectives
+from makelib.model.losses import Block, full, objectives, total
 from makelib.model.make import OTHERS, MakeModel
 from makelib.ranks import add_up, add_up_gradients, gather, place, share
 from makelib.runtime import UserError
@@ -81,7 +81,7 @@ def backward(
         block = Block(rows, behind[0], behind[1], count, count, shown)
         options = {"fusion": model.config.fusion, "progress": done, "block": block}
         found = objectives(here, pairs | masks, weights, run.settings.keywords, **options)
-        accelerator.backward(sum(getattr(weights, name) * term for name, term in found.items()))
+        accelerator.backward(total(found, weights))
         for name, term in found.items():
             terms[name] += world * term.detach()  # as the curves have it, the mean over processes
         masked += B * len(masks["negatives"]) - masks["negatives"].sum()

@@ -198,3 +198,8 @@ def objectives(
     if weights.gate_entropy and fusion in ("gate", "adaptive") and progress < 1:
         terms["gate_entropy"] = part * (1 - progress) * gate_entropy(features["w"], both)
     return terms
+
+
+def total(terms: dict[str, Tensor], weights: Objectives) -> Tensor:
+    """The loss, scalar: the weighted sum of `objectives`."""
+    return sum(getattr(weights, name) * term for name, term in terms.items())

@@ -29,7 +29,7 @@ from makelib.model import caching
 from makelib.model.batches import SHARD, STAGES, Batch, Batches, encoded, tokenizer_for
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.frozen import pictures
-from makelib.model.losses import finetuning, full, objectives
+from makelib.model.losses import finetuning, full, objectives, total
 from makelib.model.make import MakeModel
 from makelib.model.optim import make_optimizer, schedule
 from makelib.model.warmup import warm_up_images, warms_up
@@ -267,7 +267,7 @@ def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
         run.model.logit_scale.clamp_(0.0, math.log(100.0))
     B = len(pairs["present"])
     row = {
-        "loss": sum(getattr(weights, name) * term for name, term in terms.items()),
+        "loss": total(terms, weights),
         **terms,
         "learning rate": torch.tensor(share * training.learning_rate),
         "gradient norm": norm,
@@ -295,7 +295,7 @@ def whole(
     features = {name: full(tensor) for name, tensor in features.items()}
     pairs = gathered(pairs, GATHERED_PAIRS)
     terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
-    run.accelerator.backward(sum(getattr(weights, name) * term for name, term in terms.items()))
+    run.accelerator.backward(total(terms, weights))
     return terms, features, (~pairs["negatives"]).sum()
 
 

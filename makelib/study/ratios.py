@@ -55,11 +55,12 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> dict[str, float]:
 def training(catalog: Catalog, settings: Settings, steps: int = 30) -> dict[str, Any]:
     """Steps of training, batch preparation included, at the settings' own batch and towers.
 
-    `train_vs_open_clip`, texts read by one layer at least: rows a second over those of `open_clip`'s training step with text and image towers of the same kind and
-    size (its pairs are title and image; ours are query, title and image with all objectives). `train_vs_ceiling`: floating-point
-    operations a second over those of large matrix products on this machine. `adaptive_vs_joint_step`, `make_vs_joint_step` (with
-    Keyword Enhancement): time of a step; `…_one_layer`: the same where texts are read by a layer, not as bags of words.
-    `batch_preparation_share`: share of a step's wall time in which it waits for its batch.
+    `train_vs_open_clip`, texts read by one layer at least: rows a second over those of `open_clip`'s training step with text and
+    image towers of the same kind and size (its pairs are title and image; ours are query, title and image with all objectives).
+    `train_vs_ceiling`: floating-point operations a second over those of large matrix products on this machine.
+    `adaptive_vs_joint_step`, `make_vs_joint_step` (with Keyword Enhancement): time of a step with the towers that are trained;
+    `…_one_layer`: the same where texts are read by a layer, not as bags of words. `batch_preparation_share`: share of a step's
+    wall time in which it waits for its batch.
     """
     _peer()  # before the first minute is spent
     settings = settings.replace(
@@ -77,9 +78,8 @@ def training(catalog: Catalog, settings: Settings, steps: int = 30) -> dict[str,
         for name, own in rivals.items():
             with tempfile.TemporaryDirectory() as folder:
                 train(catalog, own, 0, Path(folder), on_step=lambda *_: None)
-                curves = pd.read_parquet(Path(folder) / "curves.parquet").iloc[
-                    1 + LOG :
-                ]  # step 0, and those that warm up
+                curves = pd.read_parquet(Path(folder) / "curves.parquet")
+            curves = curves.iloc[1 + LOG :]  # without step 0 and those that warm up
             rounds[name].append((curves["triples per second"].median(), curves["waited"].median()))
         peer.append(settings.training.batch_size / _open_clip_step(read))
     size, peer = settings.training.batch_size, statistics.median(peer)

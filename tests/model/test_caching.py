@@ -13,7 +13,7 @@ from test_training import tiny, toy
 from makelib.model import caching, losses
 from makelib.model.batches import Batches, tokenizer_for
 from makelib.model.frozen import pictures
-from makelib.model.losses import finetuning, objectives
+from makelib.model.losses import finetuning, objectives, total
 from makelib.model.make import MakeModel
 from makelib.model.training import train, whole
 from makelib.ranks import accelerator
@@ -124,7 +124,7 @@ def test_what_dropout_hides_is_hidden_again(catalog):
         features["scale"] = parts[0]["scale"]
         seen.append(features["q"])
         terms = objectives(features, pairs, weights, run.settings.keywords, fusion="joint", progress=done)
-        sum(getattr(weights, name) * term for name, term in terms.items()).backward()
+        total(terms, weights).backward()
         return terms, features, (~pairs["negatives"]).sum()
 
     plain = gradients(catalog, pieces, **dropout, **no_heads)

@@ -11,6 +11,7 @@ import time
 
 import pandas as pd
 import pytest
+from worlds import TINY
 
 from makelib.__main__ import main
 from makelib.runtime import UserError
@@ -19,10 +20,8 @@ from makelib.study.experiment import Experiment
 
 distributed = pytest.importorskip("distributed")
 
-TINY = {
-    "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 60, "training.batch_size": 32,
-    "training.image_warmup": 0, "training.evaluations": 1, "training.checkpoint_every": 10, "model.image_size": 16, "evaluation.test_queries": 20,
-    "evaluation.validation_queries": 10, "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
+LONG = TINY | {
+    "training.steps": 60, "training.image_warmup": 0, "training.checkpoint_every": 10, "model.image_size": 16,
 }  # fmt: skip
 
 
@@ -31,7 +30,7 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        yield Experiment.open(folder / "run", "smoke", "bazaar", 1, TINY)
+        yield Experiment.open(folder / "run", "smoke", "bazaar", 1, LONG)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_without_the_extra_it_says_what_to_install(experiment, monkeypatch):
 def test_the_command_line_names_the_cluster(experiment, monkeypatch, capsys):
     monkeypatch.setenv("MAKELIB_CLUSTER", "")  # and back, after the command has set it
     monkeypatch.setattr("makelib.study.cluster.PATIENCE", 1)
-    changes = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
+    changes = [word for name, value in LONG.items() for word in ("--set", f"{name}={value}")]
     words = ["train", "--preset", "smoke", "--run", str(experiment.run.with_name("named")), "--variant", "title"]
     assert main([*words, "--cluster", "tcp://127.0.0.1:9", *changes]) == 2
     assert "No Dask scheduler answers at 'tcp://127.0.0.1:9'" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 from PIL import Image
+from worlds import TINY
 
 from makelib.data.sources import open_catalog
 from makelib.model import training
@@ -28,13 +29,6 @@ from makelib.study.experiment import Experiment, find_model
 from makelib.study.readers import READERS
 from makelib.study.studies import GAINS, PLANNED, REFERENCES, STUDIES, SWEEPS, Sweep
 from makelib.workbook.notebook import where_missing
-
-TINY = {
-    "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
-    "training.image_warmup": 2, "training.evaluations": 1, "evaluation.test_queries": 20, "evaluation.validation_queries": 10,
-    "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
-    "ablation.fusions": ["title", "adaptive"], "ablation.keywords": ["none", "false_negatives"],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -369,10 +363,8 @@ def test_presets_ask_for_known_variants():
 def holes(tmp_path_factory):
     """One's own folder of 360 products: a third has no image, a fifth no title, none lacks both; colours only in images."""
     folder = tmp_path_factory.mktemp("holes")
-    random, colours = (
-        np.random.default_rng(0),
-        {"red": "#d01010", "blue": "#1020d0", "green": "#10b020", "black": "#101010"},
-    )
+    random, noise = np.random.default_rng(0), np.random.default_rng(1)
+    colours = {"red": "#d01010", "blue": "#1020d0", "green": "#10b020", "black": "#101010"}
     combos = list(itertools.product(colours, ("dress", "shoe", "bag"), ("acme", "bolt", "core")))
     lines = ["product_id,title,image,type,colour,brand"]
     (folder / "shop" / "images").mkdir(parents=True)
@@ -381,12 +373,12 @@ def holes(tmp_path_factory):
         image, title = "", "" if i % 3 == 1 and i % 5 < 3 else f"{brand} {kind} new"
         if i % 3:
             image = f"images/{i}.png"
-            noise = Image.effect_noise((16, 16), 20).convert("RGB")
-            Image.blend(Image.new("RGB", (16, 16), colours[colour]), noise, 0.2).save(folder / "shop" / image)
+            grain = Image.fromarray(noise.normal(128, 20, (16, 16)).clip(0, 255).astype(np.uint8)).convert("RGB")
+            Image.blend(Image.new("RGB", (16, 16), colours[colour]), grain, 0.2).save(folder / "shop" / image)
         lines.append(f"p{i},{title},{image},{kind},{colour},{brand}")
     (folder / "shop" / "products.csv").write_text("\n".join(lines))
     changes = TINY | {
-        "files.limit": 0, "files.queries": 120, "files.clicks": 2000, "training.steps": 60, "training.image_warmup": 30,
+        "files.limit": 0, "files.queries": 120, "files.clicks": 2000, "training.steps": 150, "training.image_warmup": 30,
         "model.image_size": 16, "ablation.fusions": ["title", "image", "adaptive"],
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

@@ -2,16 +2,11 @@
 
 import pandas as pd
 import pytest
+from worlds import TINY
 
 from makelib.runtime import UserError
 from makelib.study import tuning
 from makelib.study.experiment import Experiment
-
-TINY = {
-    "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
-    "training.image_warmup": 2, "training.evaluations": 1, "evaluation.test_queries": 20, "evaluation.validation_queries": 10,
-    "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
-}  # fmt: skip
 
 
 def test_every_rival_gets_the_same_trials_on_validation_queries(tmp_path, monkeypatch):

@@ -12,6 +12,14 @@ from makelib.settings import Evaluation
 
 SHORT = Evaluation(cutoffs=(2, 3))
 
+#: what makes `smoke` a matter of seconds
+TINY = {
+    "bazaar.products": 200, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.steps": 3, "training.batch_size": 32,
+    "training.image_warmup": 2, "training.evaluations": 1, "evaluation.test_queries": 20, "evaluation.validation_queries": 10,
+    "model.width": 32, "model.dim": 16, "text.vocabulary": 600, "ablation.workers": 1,
+    "ablation.fusions": ["title", "adaptive"], "ablation.keywords": ["none", "false_negatives"],
+}  # fmt: skip
+
 
 def world(products=60, queries=25, seed=0):
     """A random catalogue in memory: up to three constraints per query, several clicks on some, judgments for a few."""
