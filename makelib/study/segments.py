@@ -31,75 +31,104 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
 
     A segment that the catalogue cannot define, or that no query is in, is left out.
     """
-    query_rows = np.asarray(query_rows, dtype=np.int64)
-    queries = catalog.queries.iloc[query_rows]
-    texts, constraints = queries["query"].tolist(), [value or {} for value in queries["constraints"]]
-    position, product = positives(catalog, query_rows)
-    count = np.bincount(position, minlength=len(query_rows))
-    columns = {"all": np.ones(len(query_rows), dtype=bool)}
+    asked = _Asked(catalog, np.asarray(query_rows, dtype=np.int64))
+    columns = {"all": np.ones(len(asked.texts), dtype=bool)}
+    for kind in (_led, _lengths, _clicked, _constrained, _stuffed, _hidden):
+        columns |= kind(asked)
+    ids = catalog.queries["query_id"].to_numpy()[query_rows]
+    table = pd.DataFrame(columns, index=pd.Index(ids, name="query_id"))
+    return table.loc[:, table.any() | (table.columns == "all")]
 
-    if led := catalog.info.get("led"):
-        code, names = pd.factorize(catalog.products["category"])
-        named = code[product] >= 0
-        votes = sp.coo_matrix(
-            (np.ones(named.sum()), (position[named], code[product][named])), shape=(len(query_rows), max(len(names), 1))
-        ).tocsr()
-        side = np.array([led.get(name) for name in names] or [None], dtype=object)[
-            np.asarray(votes.argmax(axis=1)).ravel()
-        ]
-        for name in ("image", "title"):
-            columns[f"{name}-led"] = (side == name) & (votes.getnnz(axis=1) > 0)
 
+class _Asked:
+    """Queries with what is fully relevant to them: `position` (n,) of a query and `product` (n,) row, pair by pair."""
+
+    def __init__(self, catalog: Catalog, query_rows: np.ndarray) -> None:
+        queries = catalog.queries.iloc[query_rows]
+        self.catalog, self.texts = catalog, queries["query"].tolist()
+        self.constraints = [value or {} for value in queries["constraints"]]
+        self.position, self.product = positives(catalog, query_rows)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean of products' values (N,) over what is fully relevant to each query, (Q,); NaN where nothing is."""
+        Q = len(self.texts)
+        sums = np.bincount(self.position, weights=values[self.product], minlength=Q)
+        return share(sums, np.bincount(self.position, minlength=Q))
+
+
+def _led(asked: _Asked) -> dict[str, np.ndarray]:
+    if not (led := asked.catalog.info.get("led")):
+        return {}
+    code, names = pd.factorize(asked.catalog.products["category"])
+    named = code[asked.product] >= 0
+    votes = sp.coo_matrix(
+        (np.ones(named.sum()), (asked.position[named], code[asked.product][named])),
+        shape=(len(asked.texts), max(len(names), 1)),
+    ).tocsr()
+    sides = np.array([led.get(name) for name in names] or [None], dtype=object)
+    side = sides[np.asarray(votes.argmax(axis=1)).ravel()]
+    return {f"{name}-led": (side == name) & (votes.getnnz(axis=1) > 0) for name in ("image", "title")}
+
+
+def _lengths(asked: _Asked) -> dict[str, np.ndarray]:
     length = np.array(
         [
             len(wanted) if " " not in text.strip() and UNSPACED.search(text) else len(text.split())
-            for text, wanted in zip(texts, constraints, strict=True)
+            for text, wanted in zip(asked.texts, asked.constraints, strict=True)
         ]
     )
-    columns |= {"1 word": length == 1, "2 words": length == 2, "3+ words": length >= 3}
+    return {"1 word": length == 1, "2 words": length == 2, "3+ words": length >= 3}
 
-    clicked_queries, clicked_products = catalog.clicks("train")
-    if len(clicked_products):
-        clicks = np.bincount(clicked_products, minlength=len(catalog))
-        popularity = share(np.bincount(position, weights=clicks[product], minlength=len(query_rows)), count)
-        if (popularity > 0).any():
-            low, high = np.quantile(popularity[popularity > 0], [1 / 3, 2 / 3])
-            columns["head"] = popularity > high
-            columns["torso"] = (popularity > low) & (popularity <= high)
-            columns["tail"] = (popularity > 0) & (popularity <= low)
-            columns["unseen"] = popularity == 0
-        known = set(catalog.queries["query"].iloc[np.unique(clicked_queries)].map(normal))
-        columns["known string"] = np.array([normal(text) in known for text in texts], dtype=bool)
-        columns["new string"] = ~columns["known string"]
 
-    if kinds := catalog.info.get("attribute_kinds"):
-        visual, textual = (
-            np.array([any(kinds.get(key) == kind for key in wanted) for wanted in constraints], dtype=bool)
-            for kind in ("visual", "textual")
-        )
-        columns |= {
-            "asked visual": visual & ~textual,
-            "asked textual": textual & ~visual,
-            "asked mixed": visual & textual,
+def _clicked(asked: _Asked) -> dict[str, np.ndarray]:
+    clicked_queries, clicked_products = asked.catalog.clicks("train")
+    if not len(clicked_products):
+        return {}
+    columns = {}
+    popularity = asked.mean(np.bincount(clicked_products, minlength=len(asked.catalog)))
+    if (popularity > 0).any():
+        low, high = np.quantile(popularity[popularity > 0], [1 / 3, 2 / 3])
+        columns = {
+            "head": popularity > high,
+            "torso": (popularity > low) & (popularity <= high),
+            "tail": (popularity > 0) & (popularity <= low),
+            "unseen": popularity == 0,
         }
+    known = set(asked.catalog.queries["query"].iloc[np.unique(clicked_queries)].map(normal))
+    typed = np.array([normal(text) in known for text in asked.texts], dtype=bool)
+    return columns | {"known string": typed, "new string": ~typed}
 
-    if catalog.truth is not None and "stuffed_words" in catalog.truth and len(position):
-        stuffed = catalog.truth["stuffed_words"].to_numpy(np.float64)[product]
-        stuffed = share(np.bincount(position, weights=stuffed, minlength=len(query_rows)), count)
-        columns["clean titles"] = stuffed <= np.nanmedian(stuffed)
-        columns["stuffed titles"] = stuffed > np.nanmedian(stuffed)
 
-    if catalog.truth is not None and len(position):
-        for name in catalog.truth.columns[catalog.truth.columns.str.startswith("title_names_")]:
-            column = name.removeprefix("title_names_")
-            asks = np.array([column in wanted for wanted in constraints], dtype=bool)
-            told = catalog.truth[name].to_numpy(np.float64)[product]
-            told = share(np.bincount(position, weights=told, minlength=len(query_rows)), count)
-            columns[f"asks hidden {column}"] = asks & (told < 0.5)
-            columns[f"asks told {column}"] = asks & (told >= 0.5)
+def _constrained(asked: _Asked) -> dict[str, np.ndarray]:
+    if not (kinds := asked.catalog.info.get("attribute_kinds")):
+        return {}
+    visual, textual = (
+        np.array([any(kinds.get(key) == kind for key in wanted) for wanted in asked.constraints], dtype=bool)
+        for kind in ("visual", "textual")
+    )
+    return {"asked visual": visual & ~textual, "asked textual": textual & ~visual, "asked mixed": visual & textual}
 
-    table = pd.DataFrame(columns, index=pd.Index(queries["query_id"].to_numpy(), name="query_id"))
-    return table.loc[:, table.any() | (table.columns == "all")]
+
+def _stuffed(asked: _Asked) -> dict[str, np.ndarray]:
+    truth = asked.catalog.truth
+    if truth is None or "stuffed_words" not in truth or not len(asked.position):
+        return {}
+    stuffed = asked.mean(truth["stuffed_words"].to_numpy(np.float64))
+    return {"clean titles": stuffed <= np.nanmedian(stuffed), "stuffed titles": stuffed > np.nanmedian(stuffed)}
+
+
+def _hidden(asked: _Asked) -> dict[str, np.ndarray]:
+    truth = asked.catalog.truth
+    if truth is None or not len(asked.position):
+        return {}
+    columns = {}
+    for name in truth.columns[truth.columns.str.startswith("title_names_")]:
+        column = name.removeprefix("title_names_")
+        asks = np.array([column in wanted for wanted in asked.constraints], dtype=bool)
+        told = asked.mean(truth[name].to_numpy(np.float64))
+        columns[f"asks hidden {column}"] = asks & (told < 0.5)
+        columns[f"asks told {column}"] = asks & (told >= 0.5)
+    return columns
 
 
 def normal(text: str) -> str:

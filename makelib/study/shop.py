@@ -76,7 +76,7 @@ def simulate(
     if why := cannot(experiment.catalog):
         raise UserError(why)
     rng = np.random.default_rng(seed)
-    queries, intents = experiment.test_rows, _intents(experiment)
+    queries = experiment.test_rows
     relevance = experiment.catalog.relevance(queries)  # (Q, N)
     behaviour = {group: _behaviour(experiment.catalog, relevance, clicks, rng) for group, clicks in HISTORY.items()}
     found = {
@@ -88,28 +88,15 @@ def simulate(
     frames: dict[str, dict[int, pd.DataFrame]] = {variant: {} for variant in variants}
     crowds: dict[tuple[str, str], list[np.ndarray]] = {}
     for number in experiment.settings.seeds:
-        wins = interleave([found[variant, number] for variant in variants], relevance, sessions // 2, rng)
-        for a, variant in enumerate(variants):
-            other = found[variants[1 - a], number]
+        arms = [found[variant, number] for variant in variants]
+        wins = interleave(arms, relevance, sessions // 2, rng)
+        for variant, hits, other, won in zip(variants, arms, reversed(arms), wins, strict=True):
             parts = []
             for group, channel in behaviour.items():
-                page, own = pages(found[variant, number], channel)
-                shown = np.take_along_axis(relevance, np.maximum(page, 0), axis=1) * (page >= 0)
-                clicked, bought = browse(shown, chances)
-                again = browse(shown, rng.random(chances.shape, dtype=np.float32))[1]
-                crowds.setdefault((variant, group), []).append(again.sum(axis=2).ravel())
-                elsewhere = np.concatenate([other[:, :PLACES], channel], axis=1)
-                alone = own & ~(page[:, :, None] == elsewhere[:, None, :]).any(axis=2)
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "query_id": [f"{query} {group}" for query in range(len(queries))], "intent": intents,
-                            "relevance@10": shown.mean(axis=1), "clicks@10": clicked.sum(axis=2).mean(axis=0),
-                            "purchases@10": bought.sum(axis=2).mean(axis=0), "exclusive@10": alone.sum(axis=1).astype(float),
-                            "wins@10": wins[a],
-                        }
-                    )
-                )  # fmt: skip
+                scores, bought = _met(hits, other, channel, relevance, chances, rng)
+                crowds.setdefault((variant, group), []).append(bought)
+                ids = [f"{query} {group}" for query in range(len(queries))]
+                parts.append(pd.DataFrame({"query_id": ids, "intent": _intents(experiment), **scores, "wins@10": won}))
             frames[variant][number] = pd.concat(parts, ignore_index=True)
     ids = pd.Index(frames[variants[0]][experiment.settings.seeds[0]]["query_id"], name="query_id")
     group = np.repeat(list(HISTORY), len(queries))
@@ -119,6 +106,30 @@ def simulate(
     rows += _contrasts(frames, tuple(variants), judged)
     experiment.write(STUDY, rows)
     return rows, ab_test(crowds, variants, judged.alpha)
+
+
+def _met(
+    hits: np.ndarray,
+    other: np.ndarray,
+    channel: np.ndarray,
+    relevance: np.ndarray,
+    chances: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What one group of shoppers meets at an arm: scores of each query (Q,), and the purchases of a crowd of its own (S · Q,)."""
+    page, own = pages(hits, channel)
+    shown = np.take_along_axis(relevance, np.maximum(page, 0), axis=1) * (page >= 0)
+    clicked, bought = browse(shown, chances)
+    crowd = browse(shown, rng.random(chances.shape, dtype=np.float32))[1]
+    elsewhere = np.concatenate([other[:, :PLACES], channel], axis=1)
+    alone = own & ~(page[:, :, None] == elsewhere[:, None, :]).any(axis=2)
+    scores = {
+        "relevance@10": shown.mean(axis=1),
+        "clicks@10": clicked.sum(axis=2).mean(axis=0),
+        "purchases@10": bought.sum(axis=2).mean(axis=0),
+        "exclusive@10": alone.sum(axis=1).astype(float),
+    }
+    return scores, crowd.sum(axis=2).ravel()
 
 
 def browse(relevance: np.ndarray, chances: np.ndarray, shopper: Shopper | None = None) -> tuple[np.ndarray, np.ndarray]:

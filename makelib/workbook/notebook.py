@@ -20,12 +20,13 @@ from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from makelib.data.catalog import Catalog
 from makelib.data.text import lacks_segmenter, words
 from makelib.model.keywords import EXTRACTORS, KeywordTable, WordTables
 from makelib.model.make import MakeModel
-from makelib.runtime import set_threads
+from makelib.runtime import atomic_file, set_threads
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings
 from makelib.study import metrics
@@ -65,12 +66,20 @@ def _stopped(
     shell._showtraceback(kind, kind(line), [line])
 
 
-def keep(experiment: Experiment, caption: str) -> None:
-    """Keep the figure drawn last for the run's index page, under its caption."""
+def keep(experiment: Experiment, caption: str, front: bool = True) -> None:
+    """Keep the figure drawn last in the run's folder as SVG, under its caption; with `front` it stands on the index page, too."""
     folder = experiment.run / "figures"
     folder.mkdir(exist_ok=True)
-    for kind in ("png", "svg"):
+    for kind in ("png", "svg") if front else ("svg",):
         plt.gcf().savefig(folder / f"{caption}.{kind}")
+
+
+def kept(experiment: Experiment, caption: str, shown: pd.DataFrame | Styler) -> pd.DataFrame | Styler:
+    """Keep a table in the run's folder as CSV, its numbers whole, under its caption; returns it, to be looked at."""
+    with atomic_file(experiment.run / "tables" / f"{caption}.csv") as draft:
+        held = shown.data if isinstance(shown, Styler) else shown
+        held.to_csv(draft, index=not isinstance(held.index, pd.RangeIndex))
+    return shown
 
 
 # -- 1 · data ---------------------------------------------------------------------------------------------------------

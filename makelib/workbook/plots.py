@@ -24,6 +24,7 @@ COLOURS = {
     "adaptive": "#0072B2", "none": "#0072B2", "enrichment": "#E69F00", "false_negatives": "#009E73", "both": "#D55E00",
     "full": "#D55E00", "title_keywords": "#888844", "oracle": "#000000", "unique_queries": "#CC79A7", "tfidf": "#56B4E9", "bm25": "#555555",
     "behaviour": "#BBBBBB", "category": "#117733", "late_fusion": "#44AA99", "reader": "#882255", "ideal_reader": "#332288",
+    "single_stream": "#AA4499", "albef": "#DDCC77",
 }  # fmt: skip
 #: families that draw what matplotlib's own font cannot: Chinese, Japanese, Korean, Indian scripts, Thai, emoji
 FONTS = (
@@ -383,6 +384,18 @@ def response(table: pd.DataFrame, x: str, title: str, xlabel: str, by: str = "le
             alpha=0.15,
         )
     ax.set(title=title, xlabel=xlabel, ylabel="weight of the image")
+    ax.legend()
+    return ax
+
+
+def calibration(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Reliability diagram: observed against promised relevance, one line per variant; `makelib.study.diagnostics.calibration`."""
+    ax = _axes(ax, figsize=(5.2, 4))
+    ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+    for name, group in table.groupby("variant", sort=False):
+        ax.plot(group["promised"], group["observed"], marker="o", color=COLOURS.get(name), label=drawable(name))
+    ends = (0, 1.05 * max(table["promised"].max(), table["observed"].max(), 0.1))
+    ax.set(title=title, xlabel="promised share of relevant hits", ylabel="observed share", xlim=ends, ylim=ends)
     ax.legend()
     return ax
 
