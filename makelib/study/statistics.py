@@ -222,69 +222,57 @@ def result_rows(
     """
     settings = settings or settings_module.Evaluation()
     variants = list(per_query)
+    scores, metrics, first = _gathered(study, per_query, references, segments)
+    number_of = {name: number for number, name in enumerate(variants)}
+    pairs = [(number_of[variant], number_of[reference]) for variant, reference in references]
+    defined = ~np.isnan(scores).any(axis=(0, 2))  # (M, Q)
+    intents = pd.factorize(first["intent"])[0]
+    judged = {
+        name: _judge(scores, pairs, defined & segments[name].to_numpy(), intents, settings.alpha) for name in segments
+    }
+    table = []
+    for (a, variant), segment, (m, metric) in itertools.product(enumerate(variants), segments, enumerate(metrics)):
+        found = judged[segment]
+        if found.intents[m] < 2:
+            continue
+        row = {"study": study, "variant": variant, "metric": metric, "segment": segment, **found.level(a, m)}
+        own = [p for p, pair in enumerate(pairs) if pair[0] == a]
+        compared = [{"reference": references[p][1], **found.comparison(p, *pairs[p], m)} for p in own]
+        table += [row | each for each in compared or [dict.fromkeys(COMPARISON)]]
+    return table
+
+
+#: what a row says of a comparison; None where there is no reference
+COMPARISON = (
+    "reference", "difference", "difference_percent", "difference_interval", "p_value", "p_values_per_seed", "smallest_difference",
+    "p_equivalence",
+)  # fmt: skip
+
+
+def _gathered(
+    study: str,
+    per_query: Mapping[str, Mapping[int, pd.DataFrame]],
+    references: Sequence[tuple[str, str]],
+    segments: pd.DataFrame,
+) -> tuple[np.ndarray, list[str], pd.DataFrame]:
+    """Scores (A, M, S, Q) of all arms, the names of the metrics, and the first table. Raises as `result_rows` says."""
     seeds = sorted({number for runs in per_query.values() for number in runs})
-    named = dict.fromkeys([*variants, *(name for pair in references for name in pair)])
+    named = dict.fromkeys([*per_query, *(name for pair in references for name in pair)])
     missing = [
         (name, f"seed {number}") for name in named for number in seeds if per_query.get(name, {}).get(number) is None
     ]
     if missing or not seeds:
         raise MissingArms(missing or [(study,)])
-    first = per_query[variants[0]][seeds[0]]
+    frames = [[runs[number] for number in seeds] for runs in per_query.values()]
+    first = frames[0][0]
     metrics = [column for column in first if "@" in column and not column.endswith("ceiling")]
     ids = first["query_id"].to_numpy()
-    frames = [[per_query[name][number] for number in seeds] for name in variants]
     if not np.array_equal(ids, segments.index) or not all(
         np.array_equal(ids, frame["query_id"]) for runs in frames for frame in runs
     ):
         raise ValueError(f"{study}: the tables do not hold the same queries in the same order.")
     scores = np.array([[frame[metrics].to_numpy(np.float64) for frame in runs] for runs in frames])  # (A, S, Q, M)
-    scores = np.moveaxis(scores, 3, 1)  # (A, M, S, Q)
-    number_of = {name: number for number, name in enumerate(variants)}
-    pairs = [(number_of[variant], number_of[reference]) for variant, reference in references]
-    defined = ~np.isnan(scores).any(axis=(0, 2))  # (M, Q)
-    intents = pd.factorize(first["intent"])[0]
-
-    table = []
-    judged = {
-        name: _judge(scores, pairs, defined & segments[name].to_numpy(), intents, settings.alpha) for name in segments
-    }
-    for (a, variant), segment, (m, metric) in itertools.product(enumerate(variants), segments, enumerate(metrics)):
-        found = judged[segment]
-        if found.intents[m] < 2:
-            continue
-        row = {
-            "study": study,
-            "variant": variant,
-            "metric": metric,
-            "segment": segment,
-            "queries": int(found.queries[m]),
-            "intents": int(found.intents[m]),
-            "per_seed": found.means[a, m].tolist(),
-            "mean": float(found.means[a, m].mean()),
-            "interval": found.bounds[:, a, m].tolist(),
-            **dict.fromkeys(("reference", "difference", "difference_percent", "difference_interval")),
-            **dict.fromkeys(("p_value", "p_values_per_seed", "smallest_difference", "p_equivalence")),
-        }
-        own = [p for p, pair in enumerate(pairs) if pair[0] == a]
-        for p in own:
-            base = float(found.means[pairs[p][1], m].mean())
-            difference = row["mean"] - base
-            table.append(
-                row
-                | {
-                    "reference": references[p][1],
-                    "difference": difference,
-                    "difference_percent": 100 * difference / base if base else None,
-                    "difference_interval": found.bounds[:, len(variants) + p, m].tolist(),
-                    "p_value": float(found.p_values[p, m]),
-                    "p_values_per_seed": found.p_values_per_seed[p, m].tolist(),
-                    "smallest_difference": float(found.smallest[p, m]),
-                    "p_equivalence": float(found.p_equivalence[p, m]),
-                }
-            )
-        if not own:
-            table.append(row)
-    return table
+    return np.moveaxis(scores, 3, 1), metrics, first
 
 
 class _Judged(NamedTuple):
@@ -298,6 +286,29 @@ class _Judged(NamedTuple):
     smallest: np.ndarray
     p_equivalence: np.ndarray
     p_values_per_seed: np.ndarray  # (P, M, S)
+
+    def level(self, a: int, m: int) -> dict[str, Any]:
+        """What a row says of an arm's own level, JSON-able."""
+        return {
+            "queries": int(self.queries[m]),
+            "intents": int(self.intents[m]),
+            "per_seed": self.means[a, m].tolist(),
+            "mean": float(self.means[a, m].mean()),
+            "interval": self.bounds[:, a, m].tolist(),
+        }
+
+    def comparison(self, p: int, a: int, b: int, m: int) -> dict[str, Any]:
+        """What a row says of pair p, arm a against arm b, JSON-able."""
+        mean, base = float(self.means[a, m].mean()), float(self.means[b, m].mean())
+        return {
+            "difference": mean - base,
+            "difference_percent": 100 * (mean - base) / base if base else None,
+            "difference_interval": self.bounds[:, len(self.means) + p, m].tolist(),
+            "p_value": float(self.p_values[p, m]),
+            "p_values_per_seed": self.p_values_per_seed[p, m].tolist(),
+            "smallest_difference": float(self.smallest[p, m]),
+            "p_equivalence": float(self.p_equivalence[p, m]),
+        }
 
 
 def _judge(
