@@ -290,9 +290,10 @@ class Experiment:
             if catalog.fingerprint != self.catalog.fingerprint:
                 run = self.run / "worlds" / f"{name} {value:g}"
                 run.mkdir(parents=True, exist_ok=True)
+            told = len(value) if isinstance(value, tuple) else value
             for row in Experiment(run, settings, catalog)._compared(study, variants):
-                named = {key: f"{row[key]} ({name} {value:g})" for key in ("variant", "reference") if row[key]}
-                rows.append(row | named | {"study": name, "value": value})
+                named = {key: f"{row[key]} ({name} {told:g})" for key in ("variant", "reference") if row[key]}
+                rows.append(row | named | {"study": name, "value": told})
         self.write(name, rows)
         return rows
 

@@ -208,6 +208,8 @@ SWEEPS = {
         "modal_adaptation",
         ("mean", "global", "category", "joint", "gate", "adaptive"),
     ),
+    # how much narrower does each further training make an interval? (the value of a row is how many)
+    "seeds": Sweep("seeds", tuple(tuple(range(n)) for n in (1, 2, 3, 5, 8)), "modal_adaptation", ("mean", "adaptive")),
     # larger batches hold more false negatives: does keeping them out pay more?
     "batch": Sweep("training.batch_size", (64, 128, 256, 512), "keyword_enhancement", ("none", "false_negatives")),
 }

@@ -344,6 +344,9 @@ def test_a_sweep_is_its_study_at_each_value(experiment, rows, monkeypatch):
     same = next(row for row in mine if row["variant"] == "adaptive (no_image 0.03)" and "title" in row["reference"])
     assert same["difference"] == own["difference"]
     assert json.loads((experiment.run / "results" / "no_image.json").read_text()) == found
+    monkeypatch.setitem(SWEEPS, "seeds", Sweep("seeds", ((0,),), "modal_adaptation", ("title", "adaptive")))
+    assert {row["value"] for row in experiment.sweep("seeds")} == {1}  # how many, and nothing is trained anew
+    assert set((experiment.run / "models").iterdir()) == kept
     own_folder = dataclasses.replace(experiment, catalog=dataclasses.replace(experiment.catalog, info={}))
     with pytest.raises(UserError, match="only the generated world"):
         own_folder.sweep("no_image")

@@ -88,6 +88,16 @@ class AblationExplorer(Live):
     @functools.cached_property
     def widget(self) -> widgets.VBox:
         """The widget; made when first shown."""
+        self._make_controls()
+        self._listen()
+        box = self._laid_out()
+        settings = self.views.experiment.settings
+        self.changes.options, self.setting.options = completions(settings, ""), names(settings)
+        self._set_controls()
+        self._draw(at_once=True)
+        return box
+
+    def _make_controls(self) -> None:
         views, narrow = self.views, {"description_width": "78px"}
         choice = functools.partial(
             widgets.Dropdown, style=narrow, layout=widgets.Layout(flex="1 1 190px", width="auto", max_width="380px")
@@ -139,6 +149,7 @@ class AblationExplorer(Live):
             description="Train missing values", layout=widgets.Layout(width="auto"), disabled=True
         )
 
+    def _listen(self) -> None:
         self.study.observe(self._guard(lambda change: self.show(study=change["new"], **ANEW)), "value")
         for name in ("metric", "segment", "level", "reference", "against"):
             self._follow(getattr(self, name), name, **({} if name == "level" else REORDERED))
@@ -156,6 +167,7 @@ class AblationExplorer(Live):
         self.values.observe(self._guard(lambda change: self._swept(self.setting.value, change["new"])), "value")
         self.start_sweep.on_click(self._guard(lambda _: self._train(self._swept_arms(), sweep=True)))
 
+    def _laid_out(self) -> widgets.VBox:
         def line(*children: widgets.Widget) -> widgets.HBox:
             return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
 
@@ -191,12 +203,6 @@ class AblationExplorer(Live):
         )  # fmt: skip
         for name in ("mkx", "mkx-panel", "mka-wide"):
             box.add_class(name)
-        self.changes.options, self.setting.options = (
-            completions(views.experiment.settings, ""),
-            names(views.experiment.settings),
-        )
-        self._set_controls()
-        self._draw(at_once=True)
         return box
 
     def _follow(self, control: widgets.Widget, name: str, **also: Any) -> None:
