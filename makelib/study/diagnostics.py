@@ -98,7 +98,7 @@ def cost_of_errors(retriever: Retriever, settings: Settings, batches: int = 20) 
     judge = FalseNegatives(catalog, WordTables.of(catalog))
     queries, products = catalog.clicks("train")
     B = min(settings.training.batch_size, len(queries))
-    scale = float(retriever.model.scale())
+    scale = retriever.model.scale().item()
     sums = {rule: np.zeros(4) for rule in ("raw", "none", "rule", "oracle")}
     for _ in range(batches):
         chosen = random.choice(len(queries), B, replace=False)
