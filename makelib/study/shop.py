@@ -76,7 +76,7 @@ def simulate(
     if why := cannot(experiment.catalog):
         raise UserError(why)
     rng = np.random.default_rng(seed)
-    queries = experiment.test_rows
+    queries, intents = experiment.test_rows, _intents(experiment)
     relevance = experiment.catalog.relevance(queries)  # (Q, N)
     behaviour = {group: _behaviour(experiment.catalog, relevance, clicks, rng) for group, clicks in HISTORY.items()}
     found = {
@@ -96,7 +96,7 @@ def simulate(
                 scores, bought = _met(hits, other, channel, relevance, chances, rng)
                 crowds.setdefault((variant, group), []).append(bought)
                 ids = [f"{query} {group}" for query in range(len(queries))]
-                parts.append(pd.DataFrame({"query_id": ids, "intent": _intents(experiment), **scores, "wins@10": won}))
+                parts.append(pd.DataFrame({"query_id": ids, "intent": intents, **scores, "wins@10": won}))
             frames[variant][number] = pd.concat(parts, ignore_index=True)
     ids = pd.Index(frames[variants[0]][experiment.settings.seeds[0]]["query_id"], name="query_id")
     group = np.repeat(list(HISTORY), len(queries))
