@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -182,8 +183,11 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 def start_worker(threads: int) -> None:
+    """Ends with whoever began it, however that went: a kernel that is restarted or killed cannot tell its workers to stop."""
     os.environ["MAKELIB_HEADLESS"] = "1"
     set_threads(threads)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def steps_of(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """The grid of arms: what is cached is not computed again, what changed is, and an arm that did not run is never scored."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -261,9 +262,9 @@ def test_a_run_goes_on_with_more_seeds(experiment, tmp_path, monkeypatch):
     assert more.arm("make", "full", 0).folder == arm.folder
 
 
-@pytest.mark.slow
-def test_stop_ends_the_workers_and_starts_no_further_arm(experiment, tmp_path):
-    """Ctrl-C, which a terminal and Jupyter send to the whole family: one line, nothing left, what is done is kept."""
+@pytest.fixture
+def training_family(experiment, tmp_path):
+    """A process that trains five arms, two at a time, and its workers; the first of them has taken a step."""
     shutil.copytree(experiment.run.parent / "data", tmp_path / "data")
     changes = TINY | {"training.steps": 5000, "ablation.workers": 2}
     code = f"""
@@ -280,6 +281,7 @@ if __name__ == "__main__":
         [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    family = []
     try:
         deadline = time.monotonic() + 120
         while not any((tmp_path / "run").glob("models/*/steps")):
@@ -287,19 +289,36 @@ if __name__ == "__main__":
             assert time.monotonic() < deadline
             time.sleep(0.1)
         family = psutil.Process(child.pid).children(recursive=True)
-        began = time.monotonic()
-        os.killpg(child.pid, signal.SIGINT)
-        _, alive = psutil.wait_procs(family, timeout=20)
-        took = time.monotonic() - began
-        out, err = child.communicate(timeout=30)
+        yield child, family
     finally:
-        child.kill()
+        for process in (child, *family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@pytest.mark.slow
+def test_stop_ends_the_workers_and_starts_no_further_arm(training_family, tmp_path):
+    """Ctrl-C, which a terminal and Jupyter send to the whole family: one line, nothing left, what is done is kept."""
+    child, family = training_family
+    began = time.monotonic()
+    os.killpg(child.pid, signal.SIGINT)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    took = time.monotonic() - began
+    out, err = child.communicate(timeout=30)
     assert alive == []
     assert took < 2 * (1 + os.getloadavg()[0] / os.cpu_count())
     assert out.startswith("Stopped: 0 of 5 models are trained and kept")
     assert "run the cell (or the command) again" in out
     assert "Traceback" not in err
     assert len(list((tmp_path / "run").glob("models/*"))) <= 2
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_kernel_that_is_killed(training_family):
+    child, family = training_family
+    child.kill()
+    assert len(family) >= 2
+    assert psutil.wait_procs(family, timeout=20)[1] == []
 
 
 def test_planned_comparisons_are_among_the_references():
