@@ -10,6 +10,7 @@ OUT ?= reports/$(PRESET)$(if $(filter-out bazaar,$(CATALOG)),-$(notdir $(patsubs
 
 BIN := .venv/bin
 STAMP := .venv/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
+PAGE := notebooks/05_query_explorer.ipynb
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # a photograph to search by may be larger than the 10 MiB that Jupyter lets one message hold; it would drop the connection
 UPLOADS := tornado_settings="{'websocket_max_message_size': 41943040}"
@@ -39,8 +40,8 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks --ServerApp.$(UPLOADS)
 
 explore: $(STAMP)
-	JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/voila --template=explorer --TagRemovePreprocessor.remove_cell_tags=chapter \
-	  --Voila.$(UPLOADS) $(LEAVERS) --show_tracebacks=True notebooks/05_query_explorer.ipynb
+	@JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/python -m makelib.workbook.visitors $(PAGE) --template=explorer \
+	  --TagRemovePreprocessor.remove_cell_tags=chapter --Voila.$(UPLOADS) $(LEAVERS) --show_tracebacks=True $(PAGE)
 
 reproduce: $(STAMP)
 	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)" $(if $(CLUSTER),--cluster "$(CLUSTER)")

@@ -31,7 +31,10 @@ __all__ = ["AblationExplorer", "Catalog", "Experiment", "MakeModel", "ProductInd
 
 def __getattr__(name: str) -> object:
     if name in _DOOR:
-        return getattr(importlib.import_module(_DOOR[name]), name)
+        from makelib.runtime import loading
+
+        with loading():
+            return getattr(importlib.import_module(_DOOR[name]), name)
     raise AttributeError(f"module 'makelib' has no attribute {name!r}")
 
 

@@ -15,7 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from makelib.runtime import Stopped, UserError, meant
+from makelib.runtime import Stopped, UserError, loading, meant
 
 #: what goes wrong with a disk that a person can mend: full, over quota, over a limit, read-only, not allowed
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -111,7 +111,7 @@ def search(given: Namespace) -> None:
 
     query = os.fsencode(given.query).decode("utf-8", "replace")  # as it was typed, also where the locale is not UTF-8
     if not query.strip():
-        raise UserError('The query is empty; write some words, such as "red striped dress".')
+        raise UserError('The query is empty; write some words, such as "red dress".')
     retriever = Retriever.open(find_model(given.run, given.variant))
     hits = retriever.search(query, given.k, given.category).drop(columns="row")
     if not knows(retriever.catalog, query):
@@ -208,6 +208,9 @@ def bench(given: Namespace) -> None:
     table = bench(preset(given.preset).replace(**overrides(given.set)), given.out)
     print(f"{_table(table)}\n\n{table.attrs['legend']}; ratios: {page(given.out)}")
 
+
+#: commands that wait for torch, and say so
+TORCH = {train, index, search, evaluate, ablate, tune, reproduce, bench}
 
 # -- words ------------------------------------------------------------------------------------------------------------
 
@@ -311,7 +314,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
 
     sub = add(commands, search, "search", "search a catalogue by text", trained)
-    sub.add_argument("query")
+    sub.add_argument("query", help='such as "red dress"')
     sub.add_argument("-k", type=int, default=10, help="how many products (default: 10)")
     sub.add_argument("--category", help="only products of this category")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -405,6 +408,9 @@ def main(words: list[str] | None = None) -> int:
             os.environ["MAKELIB_HEADLESS"] = "1"
         if getattr(given, "cluster", None):
             os.environ["MAKELIB_CLUSTER"] = given.cluster  # for the chapters' kernels, too
+        if given.command in TORCH:
+            with loading():
+                import makelib.search.retriever  # noqa: F401
         code = given.command(given) or 0
         sys.stdout.flush()
         return code

@@ -11,6 +11,7 @@ import difflib
 import functools
 import glob
 import hashlib
+import html
 import importlib.metadata
 import json
 import os
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,8 @@ def progress(
 @functools.cache
 def _notebook_bar() -> type[tqdm.tqdm]:
     """tqdm's bar for notebooks, in whose place a line of text stays when it is done: a saved notebook has no widgets, and would
-    show the bar's first state for ever."""
+    show the bar's first state for ever. While it runs a line for whoever opens the page anew stands behind it: a kernel that is
+    busy tells a new page nothing."""
     from IPython.display import display
     from tqdm.notebook import tqdm as notebook_bar
 
@@ -94,6 +97,22 @@ def _notebook_bar() -> type[tqdm.tqdm]:
             super().__init__(*arguments, **options, display=False)
             if not self.disable:
                 self.place = display(self.container, display_id=True)
+                self.began, self.told = time.strftime("%H:%M"), time.monotonic()
+                self.reopened = display(self._reopened(), raw=True, display_id=True)
+
+        def _reopened(self) -> dict[str, str]:
+            of = f" of {self.total:,}" if self.total else ""
+            said = (
+                f"{self.desc.rstrip(': ')}: began at {self.began}, {self.n:,}{of} {self.unit}s when this page was saved. It goes on while "
+                "the kernel is busy (its circle, at the top right, is filled); after that, run the cell again: what is done is kept."
+            )
+            return {"text/html": f'{_REOPENED}<p class="makelib-reopened">{html.escape(said)}</p>', "text/plain": said}
+
+        def display(self, *arguments, **options) -> None:
+            super().display(*arguments, **options)
+            if getattr(self, "reopened", None) is not None and time.monotonic() - self.told > 5:
+                self.told = time.monotonic()
+                self.reopened.update(self._reopened(), raw=True)
 
         def close(self) -> None:
             open_until_now = not self.disable
@@ -104,8 +123,33 @@ def _notebook_bar() -> type[tqdm.tqdm]:
                 took = self.format_interval(facts["elapsed"])
                 line = f"{self.desc.rstrip(': ')}: {self.n:,}{of} {self.unit}{'s' * (self.n != 1)} in {took}"
                 self.place.update({"text/plain": line}, raw=True)
+                self.reopened.update({"text/plain": ""}, raw=True)
 
     return Bar
+
+
+#: of a bar and the line behind it one shows: the bar where its widget lives, else the line
+_REOPENED = """<style>
+.jp-OutputArea-child:has(.jupyter-widgets) + .jp-OutputArea-child:has(.makelib-reopened),
+.jp-OutputArea-child:not(:has(.jupyter-widgets)):has(+ .jp-OutputArea-child .makelib-reopened) { display: none; }
+</style>"""
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Says that torch is loaded, which takes seconds, before it is: in a notebook, or on the standard error of a terminal."""
+    headless = os.environ.get("MAKELIB_HEADLESS") == "1"
+    if "torch" in sys.modules or headless or not ("ipykernel" in sys.modules or sys.stderr.isatty()):
+        yield
+    elif "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        place, began = display({"text/plain": "Loading torch …"}, raw=True, display_id=True), time.monotonic()
+        yield
+        place.update({"text/plain": f"Loaded torch in {time.monotonic() - began:.0f} s."}, raw=True)
+    else:
+        print("Loading torch …", file=sys.stderr, flush=True)
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +12,30 @@ from makelib.data import text
 from makelib.data.tables import write_catalog
 
 pytest.register_assert_rewrite("explore")  # what the browser tests share
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def newcomer(tmp_path_factory):
+    """The repository as `git clone` leaves it, once its packages are installed: no data, no run. Whoever trains the default
+    models in it trains them for all tests."""
+    clone = tmp_path_factory.mktemp("clone") / "makelib"
+    tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(tracked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if (ROOT / name).is_file() and not name.startswith(".venv"):
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    (clone / ".venv").mkdir()
+    for part in (ROOT / ".venv").iterdir():
+        if not part.name.startswith(".installed"):
+            (clone / ".venv" / part.name).symlink_to(part)
+    stamp = subprocess.run(
+        "cat pyproject.toml constraints.txt | cksum", shell=True, cwd=clone, capture_output=True, text=True
+    )
+    (clone / ".venv" / f".installed-{stamp.stdout.split()[0]}").touch()
+    return clone
 
 
 @pytest.fixture(params=["jieba", "pairs"])

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from hostile import hostile_catalog, untrained_retrievers
 
+from makelib.data.catalog import Catalog
 from makelib.settings import to_dict
 from makelib.study.arms import run_arm
 from makelib.study.experiment import Experiment
@@ -103,7 +104,8 @@ def workplace(jupyter):
             run_arm(
                 arm.label, to_dict(arm.settings), str(experiment.catalog.folder.resolve()), 0, str(arm.folder.resolve())
             )
-        experiment = Experiment(root / "reports/toy", experiment.settings, experiment.catalog)
+        catalog = Catalog.open(experiment.catalog.folder.resolve())  # tests ask it from elsewhere
+        experiment = Experiment(root / "reports/toy", experiment.settings, catalog)
     notebook = nbformat.read(explore.ROOT / "notebooks" / "05_query_explorer.ipynb", 4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     cell.source = f'preset = "smoke"\ncatalog = "bazaar"\nseeds = 1\nrun = "reports/toy"\noverrides = {TOY!r}'

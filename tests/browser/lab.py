@@ -27,7 +27,7 @@ def made(target):
         ["make", "--no-print-directory", "-n", target], cwd=ROOT, check=True, capture_output=True, text=True
     )
     words = shlex.split(ran.stdout.replace("\\\n", " "))
-    program = next(i for i, word in enumerate(words) if word.endswith(("/jupyter", "/voila")))
+    program = next(i for i, word in enumerate(words) if word.endswith(("/jupyter", "/python")))
     environment = dict(word.split("=", 1) for word in words[:program] if word.startswith("JUPYTER_PATH="))
     return [word for word in words[program:] if word.startswith("--") and str(ROOT) not in word], environment
 

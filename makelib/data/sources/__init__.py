@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from makelib.data.catalog import Catalog
@@ -37,7 +38,7 @@ def open_catalog(name: str, settings: Settings, data: Path = Path("data")) -> Ca
         return hub.open_set(name.removeprefix("hub:"), settings.files, data)
     folder = Path(name)
     if (folder / "catalogue.json").is_file():
-        return Catalog.open(folder)
+        return _open(folder)
     if folder.is_dir():
         from makelib.data.sources.files.importer import import_folder
 
@@ -56,7 +57,20 @@ def _made(folder: Path, make: Callable[[], Catalog]) -> Catalog:
         with alone(folder):
             if not folder.is_dir():
                 return make()
-    return Catalog.open(folder)
+    return _open(folder)
+
+
+#: catalogues that somebody in this process holds open
+_OPEN: weakref.WeakValueDictionary[Hashable, Catalog] = weakref.WeakValueDictionary()
+
+
+def _open(folder: Path) -> Catalog:
+    """The catalogue in a folder; whoever opens it again while it is held, and unchanged, shares it."""
+    described = folder / "catalogue.json"
+    key = (folder, folder.resolve(), described.stat().st_mtime_ns if described.is_file() else None)
+    if (catalog := _OPEN.get(key)) is None:
+        catalog = _OPEN[key] = Catalog.open(folder)
+    return catalog
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:

@@ -338,6 +338,7 @@ def trained(experiment: Experiment) -> dict[str, Path]:
     return found
 
 
+@functools.lru_cache(maxsize=8)
 def telling_queries(retriever: Retriever, most: int = 300) -> dict[str, str]:
     """Caption -> query: test queries that show something, chosen by rule, so that it works on any catalogue.
 

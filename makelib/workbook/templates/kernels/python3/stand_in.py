@@ -1,0 +1,21 @@
+"""What Voilà takes for a visitor's kernel: asks `makelib.workbook.visitors` for a fork and waits for its end; where nobody forks, becomes
+a kernel. Run without site-packages, for each visitor has one."""
+
+import os
+import socket
+import sys
+
+
+def main(connection_file):
+    try:
+        door = socket.socket(socket.AF_UNIX)
+        door.connect(os.environ["MAKELIB_KERNELS"])
+    except (AttributeError, KeyError, OSError):
+        os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", "-f", connection_file])
+    environment = [b"%s=%s" % pair for pair in os.environb.items()]
+    asked = b"\0".join([os.fsencode(connection_file), os.getcwdb(), *environment])
+    door.sendall(len(asked).to_bytes(4) + asked)
+    door.recv(1)  # nothing ever comes: the kernel ended
+
+
+main(sys.argv[1])
