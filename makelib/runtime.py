@@ -218,7 +218,8 @@ def alone(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"Another process is making {Path(target).name}; waiting for it.", file=sys.stderr, flush=True)
+        named = "/".join(Path(target).parts[-2:])
+        print(f"Another process is making {named}; waiting for it.", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield

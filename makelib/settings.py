@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ AT_LEAST = {
     "training.batch_size": 1, "training.image_warmup_batch": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
     "index.hnsw_search": 1, "evaluation.cutoffs": 1, "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
 }  # fmt: skip
+#: settings that scripts may still name -> why nothing listens to them
+RETIRED = {"evaluation.resamples": "intervals are computed and no longer drawn."}
+
 FUSIONS = ("title", "image", "mean", "global", "category", "joint", "single_stream", "gate", "adaptive")
 Fusion = Literal["title", "image", "mean", "global", "category", "joint", "single_stream", "gate", "adaptive"]
 
@@ -262,6 +266,9 @@ class Settings:
         """
         tree, known = to_dict(self), dict(leaves(to_dict(self)))
         for path, value in changes.items():
+            if path in RETIRED:
+                print(f"makelib: {path} does nothing any more: {RETIRED[path]}", file=sys.stderr)
+                continue
             *parents, leaf = path.split(".")
             branch = tree
             for parent in parents:

@@ -55,3 +55,8 @@ def test_bad_files(tmp_path, text, message):
         read_yaml(tmp_path / "s.yaml")
     with pytest.raises(UserError, match="Cannot read"):
         read_yaml(tmp_path / "missing.yaml")
+
+
+def test_a_retired_setting_is_told_and_does_nothing(capsys):
+    assert preset("smoke").replace(**{"evaluation.resamples": 20, "training.steps": 2}).training.steps == 2
+    assert "evaluation.resamples does nothing any more" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What each stage costs on this machine: one short run of everything, timed. Prints nothing and keeps nothing."""
+"""What each stage costs on this machine: one short run of everything, timed. Keeps nothing, and says only what it leaves out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from makelib.data.catalog import Catalog
 from makelib.data.sources.bazaar.world import generate
 from makelib.data.sources.files.importer import import_folder
 from makelib.model.training import train
-from makelib.runtime import peak_memory_bytes, progress, set_threads
+from makelib.runtime import UserError, peak_memory_bytes, progress, set_threads
 from makelib.search.index import ProductIndex
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings
@@ -114,16 +114,12 @@ def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k
     try:
         for size in progress(sizes, description="sizes", unit="size"):
             vectors = ratios.grown(np.asarray(retriever.vectors.embedding), size)
-            exact = None
+            exact, k = None, min(k, size)
             for kind in KINDS:
                 began = time.perf_counter()
-                index = ProductIndex.build(
-                    vectors,
-                    [str(row) for row in range(size)],
-                    settings_module.Index(kind=kind),
-                    model_fingerprint="bench",
-                    catalogue_fingerprint="bench",
-                )
+                index = _where_enough(vectors, [str(row) for row in range(size)], settings_module.Index(kind=kind))
+                if index is None:
+                    continue
                 built, seconds = time.perf_counter() - began, []
                 found = np.empty((len(asked), k), dtype=np.int64)
                 for row, query in enumerate(asked):
@@ -138,19 +134,25 @@ def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k
     return pd.DataFrame(rows, columns=["index", "products", "milliseconds", "recall", "megabytes", "build seconds"])
 
 
+def _where_enough(vectors: np.ndarray, ids: Sequence[str], settings: settings_module.Index) -> ProductIndex | None:
+    """The index to measure, or None and a line where its kind needs more vectors than there are."""
+    try:
+        return ProductIndex.build(vectors, ids, settings, model_fingerprint="bench", catalogue_fingerprint="bench")
+    except UserError as error:
+        print(f"{settings.kind} is left out: {error}")
+        return None
+
+
 def quality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
     """Mean scores on test queries with each kind of index, over the retriever's own catalogue."""
     catalog, depth = retriever.catalog, min(max(settings.evaluation.cutoffs), len(retriever.catalog))
     asked = retriever.model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
     rows = {}
     for kind in KINDS:
-        index = ProductIndex.build(
-            retriever.vectors.embedding,
-            catalog.products["product_id"],
-            dataclasses.replace(settings.index, kind=kind),
-            model_fingerprint=retriever.model.fingerprint(),
-            catalogue_fingerprint=catalog.fingerprint,
-        )
+        kind_settings = dataclasses.replace(settings.index, kind=kind)
+        index = _where_enough(retriever.vectors.embedding, catalog.products["product_id"], kind_settings)
+        if index is None:
+            continue
         found, _ = index.search(asked, depth)
         scores = evaluate(catalog, query_rows, found, settings.evaluation)
         rows[kind] = scores[["Rel@10", "Recall@100", "HitRate@100", "nDCG@10"]].mean()

@@ -28,7 +28,7 @@ from makelib.data.sources import open_catalog, settings_for
 from makelib.model.batches import Batches, tokenizer_for
 from makelib.model.training import training_key
 from makelib.model.warmup import warm_up_images, warms_up
-from makelib.runtime import Stopped, UserError, atomic_file, code_version, fingerprint, progress
+from makelib.runtime import Stopped, UserError, alone, atomic_file, code_version, fingerprint, progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings, differences, preset, read_yaml, to_dict, write_yaml
 from makelib.study.arms import Arm, deaf_to_interrupts, queries_of, run_arm, scoring_key, steps_of, worker_pool
@@ -81,11 +81,9 @@ class Experiment:
                 raise UserError(f"{name} must be of type {wanted}, not {given[name]!r} ({type(given[name]).__name__}).")
         run = run_folder(preset_name, catalog) if run == "" else Path(run)
         settings = settings_of(preset_name, catalog, seeds, overrides)
-        check_folder(run, settings)
+        with alone(run):  # another process may be writing what is looked at
+            check_folder(run, settings)
         opened = open_catalog(catalog, settings)
-        check_folder(run, settings, opened.fingerprint)
-        run.mkdir(parents=True, exist_ok=True)
-        write_yaml(settings, run / "settings.yaml")
         facts = {
             "name": opened.name,
             "fingerprint": opened.fingerprint,
@@ -96,8 +94,12 @@ class Experiment:
             "notes": opened.info.get("notes", []),
             "folder": str(opened.folder),
         }
-        with atomic_file(run / "catalogue.json") as draft:
-            draft.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        with alone(run):
+            check_folder(run, settings, opened.fingerprint)
+            run.mkdir(parents=True, exist_ok=True)
+            write_yaml(settings, run / "settings.yaml")
+            with atomic_file(run / "catalogue.json") as draft:
+                draft.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         return cls(run, settings, opened)
 
     @classmethod
@@ -156,21 +158,26 @@ class Experiment:
         Processes that were started together (`torchrun`) train each arm together instead, one arm after the other.
         With `MAKELIB_CLUSTER`, the address of a Dask scheduler, that cluster's workers train them (`makelib.study.cluster`).
         An arm that fails does not stop the others; at the end `UserError` names all that failed. An interrupt ends the
-        workers of this machine at once and is `Stopped`, which says what is kept.
+        workers of this machine at once and is `Stopped`, which says what is kept. Of two notebooks or commands that train in one
+        run, one works; the other waits, and finds what the first has trained.
         """
-        todo = list({arm.folder: arm for arm in arms if not arm.done}.values())
-        if not todo:
+        if all(arm.done for arm in arms):
             return
         cluster = os.environ.get("MAKELIB_CLUSTER", "")
         workers = self.settings.ablation.workers or max(1, (os.cpu_count() or 1))
         # by the setting, not by how many arms are left: sums depend on the number of threads, and an arm that is trained
         # again alone must give the same numbers
         threads = max(1, (os.cpu_count() or 1) // workers)
+        first = os.environ.get("RANK", "0") == "0"  # of those that were started together one has the key
         try:
-            self._share(todo)
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                return self._together(todo)
-            failures = self._train(todo, min(workers, len(todo)), threads, cluster)
+            with alone(self.run / "models") if first else contextlib.nullcontext():
+                todo = list({arm.folder: arm for arm in arms if not arm.done}.values())
+                if not todo:
+                    return
+                self._share(todo)
+                if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                    return self._together(todo)
+                failures = self._train(todo, min(workers, len(todo)), threads, cluster)
         except KeyboardInterrupt:
             raise Stopped(
                 f"Stopped: {sum(arm.done for arm in arms)} of {len(arms)} models are trained and kept, the others go on from "

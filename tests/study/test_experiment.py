@@ -430,3 +430,29 @@ def test_the_report_says_what_is_found_of_products_that_lack_something(holes):
     # a variant that looks at one modality only loses what lacks it; Modal Adaptation lives on what is there
     assert found["no title"]["adaptive"] > found["no title"]["title"] + 0.1
     assert found["no image"]["adaptive"] > found["no image"]["image"] + 0.1
+
+
+def test_two_that_train_the_same_run_at_once(experiment, tmp_path):
+    """One trains; the other says that it waits, trains nothing, and has the same scores."""
+    shutil.copytree(experiment.run.parent / "data", tmp_path / "data")
+    program = (
+        "import sys; from makelib.study.experiment import Experiment; from makelib.study import experiment as module\n"
+        "module.Experiment._share = lambda self, todo, share=module.Experiment._share: (print('trains'), share(self, todo))\n"
+        f"if __name__ == '__main__':\n"
+        f"    opened = Experiment.open('run', 'smoke', 'bazaar', 1, {TINY!r})\n"
+        "    opened.train([opened.arm('make', 'title', 0)])\n"
+        "    print(opened.arm('make', 'title', 0).done)\n"
+    )
+    (tmp_path / "train.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "train.py"], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    told = [one.communicate(timeout=120) for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert sorted(out for out, _ in told) == ["True\n", "trains\nTrue\n"]
+    waiting = next(errors for out, errors in told if "trains" not in out)
+    assert "Another process is making run/models; waiting for it." in waiting

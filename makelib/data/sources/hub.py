@@ -28,7 +28,7 @@ from makelib import settings
 from makelib.data.catalog import Catalog
 from makelib.data.sources import fetch as fetching
 from makelib.data.sources.files.importer import import_folder
-from makelib.runtime import UserError, atomic_file, fingerprint, progress
+from makelib.runtime import UserError, alone, atomic_file, fingerprint, progress
 
 #: share of the training queries that become validation queries; the published test queries are left alone
 VALIDATION = 0.1
@@ -195,8 +195,10 @@ def open_set(
     target = Path(out or Path(data) / f"{name}-{fingerprint(name, dataclasses.asdict(given))}")
     if out is None and target.is_dir():
         return Catalog.open(target)
-    raw = fetch(name, given.limit, given.seed, Path(data))
-    return import_folder(raw, target, given)
+    with alone(target), alone(Path(data) / "hub" / name):  # sets that differ in queries only share what is fetched
+        if out is None and target.is_dir():  # another process made it meanwhile
+            return Catalog.open(target)
+        return import_folder(fetch(name, given.limit, given.seed, Path(data)), target, given)
 
 
 def fetch(name: str, limit: int = 0, seed: int = 0, data: Path = Path("data")) -> Path:

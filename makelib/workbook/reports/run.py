@@ -28,7 +28,7 @@ import psutil
 import yaml
 
 from makelib import settings as settings_module
-from makelib.runtime import UserError, atomic_file, provenance
+from makelib.runtime import UserError, alone, atomic_file, provenance
 from makelib.study.experiment import check_folder, settings_of
 from makelib.workbook.reports import verdict
 from makelib.workbook.reports.offline import QUIET_LOG, to_html, write_text
@@ -83,7 +83,14 @@ def reproduce(
     cell_timeout = cell_timeout or CELL_HOURS[preset] * 3600
 
     run = _Run(out, root, parameters, cell_timeout, made_by=provenance())
+    with alone(out / "index.html"):  # a second report of the same run would clear away what this one has written
+        return _report(run, plan, settings)
+
+
+def _report(run: _Run, plan: list[Notebook], settings: settings_module.Settings) -> int:
+    """Execute the notebooks and write the pages; returns the exit code."""
     run.clear(plan)
+    preset, catalog, out = run.parameters["preset"], run.parameters["catalog"], run.out
     print(f"preset {preset} · catalogue {catalog} · seeds {list(settings.seeds)} · {_shown(out)}", flush=True)
     code = 0
     try:

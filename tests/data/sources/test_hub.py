@@ -297,6 +297,20 @@ def test_a_catalogue_that_is_there_is_opened_without_its_source(tmp_path):
 # -- draws ------------------------------------------------------------------------------------------------------------
 
 
+def test_two_that_open_the_same_set_at_once(tmp_path):
+    """One fetches and imports, the other says that it waits."""
+    fashion(tmp_path)
+    code = "import sys; from makelib.data.sources import hub; from makelib.settings import Files; from pathlib import Path; hub.open_set(sys.argv[1], Files(limit=60, queries=50, clicks=200), Path(sys.argv[2]))"
+    alone = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, FASHION, tmp_path], env=alone, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [one.communicate(timeout=60)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert sum("Another process is making" in errors for errors in told) == 1
+
+
 def test_a_draw_depends_on_seed_and_size_only(tmp_path):
     fashion(tmp_path)
     ids = {}
