@@ -47,7 +47,7 @@ def data_import(given: Namespace) -> int:
     columns = dict(_pair(text, "--map", "title=name") for text in given.map)
     names = (
         "name", "encoding", "limit", "seed", "images_per_product", "label_columns", "query_columns", "queries", "clicks",
-        "hide_columns", "hide_words", "hide_share", "text_columns", "text_words", "fetch", "allow_hosts", "warn_share", "debias", "split_by", "rare_queries", "strict",
+        "hide_columns", "hide_words", "hide_share", "text_columns", "text_words", "fetch", "allow_hosts", "warn_share", "debias", "split_by", "rare_queries", "mend_text", "strict",
     )  # fmt: skip
     if not given.folder.is_dir():
         raise UserError(f"There is no folder {given.folder}.")
@@ -288,6 +288,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--warn-share", type=float, metavar="SHARE", help="a larger share lost is exit code 3 (default: 0.05)"
+    )
+    sub.add_argument(
+        "--mend-text", action="store_true", default=None, help="read text that was encoded twice as it was meant"
     )
     sub.add_argument("--debias", action="store_true", default=None, help="logs: take position bias out of clicks")
     sub.add_argument("--split-by", choices=("intent", "time"), help="of people's queries (default: intent)")

@@ -258,7 +258,7 @@ def where_missing(rows: Sequence[dict[str, Any]], cutoff: int = 100) -> pd.DataF
         for row in rows
         if row["segment"] == "all" and row["metric"] in metrics
     }
-    return pd.Series(table).unstack(sort=False).round(3)
+    return pd.Series(table, dtype=float).unstack(sort=False).round(3) if table else pd.DataFrame()
 
 
 def keyword_table(catalog: Catalog, settings: Settings, products: int = 8) -> HTML:

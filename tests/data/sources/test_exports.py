@@ -23,6 +23,7 @@ from makelib.__main__ import main
 from makelib.data.catalog import Catalog
 from makelib.data.sources.files.health import health_report
 from makelib.data.sources.files.importer import import_catalog
+from makelib.data.sources.files.mojibake import mended
 from makelib.data.sources.files.options import read_options
 from makelib.data.sources.files.paths import names_in
 from makelib.data.sources.files.rows import masked
@@ -572,3 +573,62 @@ def test_ten_thousand_rows_and_every_photograph_are_accounted_for(tmp_path_facto
     assert images["named"] == read + lost + images["beyond_8_a_product"]
     listed = pd.read_csv(catalog.folder / "quarantine.csv", dtype=str)
     assert (listed["action"] == "image dropped").sum() == lost
+
+
+# -- text encoded twice -------------------------------------------------------------------------------------------------
+
+TWICE = ["Café crème", "Müller – “Größe” 5€", "Платье красное", "红色连衣裙", "👕 shirt", "Łódź żółty", "ドレス", "شمس"]
+
+
+@pytest.mark.parametrize("text", TWICE)
+@pytest.mark.parametrize("read_as", ["cp1252", "latin-1"])
+def test_text_that_was_encoded_twice_is_known_and_can_be_mended(text, read_as):
+    known = {byte: bytes([byte]).decode(read_as, "ignore") or chr(byte) for byte in range(256)}
+    broken = "".join(known[byte] for byte in text.encode())
+    assert broken != text
+    assert mended(f"{broken} and {broken}") == f"{text} and {text}"
+    assert mended(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["CAFÉ™", "NESTLÉ®", "QUALITÄ®", "MAÇÃ®", "5×“", "Größe", "São Paulo", "NÃO", "ESPAÑ…"]
+)
+def test_what_people_write_is_not_taken_for_it(text):
+    assert mended(text) == text
+
+
+def test_text_encoded_twice_is_counted_and_mended_only_when_asked(tmp_path):
+    rows = [
+        {**plain(i), "title": f"CafÃ© {i} {KINDS[i % 4]}"} if i < 5 else plain(i, image="Ã©.jpg") for i in range(COUNT)
+    ]
+    folder = shop(tmp_path / "raw", rows, ["Ã©.jpg"])
+    pd.DataFrame([{"query": "rouge Ã©clatant", "product_id": f"p{i}"} for i in range(9)]).to_csv(
+        folder / "interactions.csv", index=False
+    )
+    told = taken(folder, tmp_path / "out")
+    assert told.products["title"][0] == "CafÃ© 0 shirt"
+    report = health_report(told)
+    assert (
+        "products.csv: 5 rows hold letters that were encoded twice, such as 'CafÃ© 0 shirt' for 'Café 0 shirt'"
+        in report
+    )
+    assert "interactions.csv: 9 rows" in report
+    assert "--mend-text" in report
+    right = taken(folder, tmp_path / "out", mend_text=True)
+    assert right.products["title"][0] == "Café 0 shirt"
+    assert right.queries["query"].tolist() == ["rouge éclatant"]
+    assert counts(right) == counts(told) == (COUNT, COUNT - 5, 0)  # names of files stay as they are
+    assert "5 rows" in health_report(right)
+    assert "were read right" in health_report(right)
+
+
+def test_personal_data_in_titles_and_labels_is_masked_unless_they_are_article_numbers(tmp_path):
+    rows = [
+        {**plain(i), "title": f"Filter 0445 110 {100 + i}", "seller": f"anna{i % 3}@shop.example"} for i in range(COUNT)
+    ]
+    folder = shop(tmp_path / "raw", rows)
+    catalog = taken(folder, tmp_path / "out")
+    assert set(catalog.products["title"]) == {"Filter [personal]"}
+    assert "48 titles held what looks like personal data" in health_report(catalog)
+    assert "anna" not in (catalog.folder / "products.parquet").read_bytes().decode("latin-1")
+    assert taken(folder, tmp_path / "out", mask_titles=False).products["title"][0] == "Filter 0445 110 100"

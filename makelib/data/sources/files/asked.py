@@ -125,7 +125,7 @@ def asked_by_people(
     folder: Path, kept: set[str], left_out: set[str], options: ImportOptions, quarantine: Quarantine, notes: list[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """The folder's own queries and interactions. Without a queries table the interactions bring the query strings."""
-    query_tables, interaction_tables = tables_of(folder, options.encoding)
+    query_tables, interaction_tables = tables_of(folder, options.encoding, options.mend_text)
     if not interaction_tables:
         raise UserError(
             f"{folder} has queries but no interactions.csv (query_id, product_id, label) that answers them."
@@ -135,6 +135,7 @@ def asked_by_people(
         asked.read_queries(table, split)
     for table, split in interaction_tables:
         asked.read_interactions(table, split, bool(query_tables), products, left_out)
+    notes += [notice for table, _ in (*query_tables, *interaction_tables) for notice in table.notices]
     if not asked.found:
         raise UserError(f"{interaction_tables[0][0].path}: no interaction could be kept. {quarantine}")
     columns = ["query_id", "product_id", "label", "kind", "position", "timestamp", "user", *asked.counted]

@@ -42,13 +42,15 @@ class Lines:
         return [number[1], " ".join(title[1].split())] if number and title else []
 
 
-def tables_of(folder: Path, encoding: str) -> tuple[list[tuple[Table | Lines, str]], list[tuple[Table | Lines, str]]]:
+def tables_of(
+    folder: Path, encoding: str, mend: bool = False
+) -> tuple[list[tuple[Table | Lines, str]], list[tuple[Table | Lines, str]]]:
     """The tables of queries and those of interactions, each with the split that its name states (or "")."""
     queries: list[tuple[Table | Lines, str]] = [
-        (Table(path, encoding), "") for path in [find(folder, "queries")] if path
+        (Table(path, encoding, mend), "") for path in [find(folder, "queries")] if path
     ]
     interactions: list[tuple[Table | Lines, str]] = [
-        (Table(path, encoding), "") for path in [find(folder, "interactions")] if path
+        (Table(path, encoding, mend), "") for path in [find(folder, "interactions")] if path
     ]
     if not queries:
         topics = sorted(path for path in folder.iterdir() if re.match(r"topics\b", path.name, re.IGNORECASE))
@@ -64,7 +66,7 @@ def tables_of(folder: Path, encoding: str) -> tuple[list[tuple[Table | Lines, st
                 first = file.readline().split()
             bare = len(first) == 4 and re.fullmatch(r"-?\d+(\.\d+)?", first[3])
             columns = ("query_id", "0", "product_id", "label")
-            interactions.append((Lines(path, columns) if bare else Table(path, encoding), _split(path)))
+            interactions.append((Lines(path, columns) if bare else Table(path, encoding, mend), _split(path)))
     return queries, interactions
 
 

@@ -66,6 +66,11 @@ class ImportOptions:
     #: point: {"queries.query_id": "_id"}
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"
+    #: read text that was encoded twice ("CafÃ©") as it was meant; without, it is counted and stays
+    mend_text: bool = False
+    #: what looks like an e-mail address or a telephone number in a title becomes [personal], as it always does in queries; false
+    #: for shops whose article numbers look so
+    mask_titles: bool = True
     #: products drawn at random from the good rows; 0 = all
     limit: int = 0
     seed: int = 0

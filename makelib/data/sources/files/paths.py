@@ -24,12 +24,12 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from makelib.data.sources.fetch import MOST_BYTES
+from makelib.data.sources.files.rows import IMAGE_NAME
 from makelib.runtime import UserError
 
 #: an archive that unpacks to more than this is refused
 MOST_UNPACKED = 256 * 2**30
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|gif|webp|bmp|tiff?|avif|heic|svg)\W*([?#].*)?$", re.IGNORECASE)
 _ADDRESS = re.compile(r"\s*['\"]?(?!file:)([a-z][a-z0-9+.-]+:)?//[^/\s]", re.IGNORECASE)
 _DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
 

@@ -14,9 +14,9 @@ import pandas as pd
 
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.options import MOST_VALUES, PRODUCT_COLUMNS, ImportOptions
-from makelib.data.sources.files.paths import IMAGE_NAME, Places, fold, is_address, names_in
+from makelib.data.sources.files.paths import Places, fold, is_address, names_in
 from makelib.data.sources.files.readers import Table, plain
-from makelib.data.sources.files.rows import SUFFIXES, Quarantine, find
+from makelib.data.sources.files.rows import IMAGE_NAME, SUFFIXES, Quarantine, find, masked
 from makelib.data.sources.files.systems import Item, Reading, leaf, recognise, text_of
 from makelib.runtime import UserError, progress
 
@@ -62,7 +62,7 @@ def read_products(
     path = find(folder, "products")
     if path is None:
         raise UserError(f"{folder} holds no products.csv (or .{', .'.join(SUFFIXES[1:])}).")
-    table = Table(path, options.encoding)
+    table = Table(path, options.encoding, options.mend_text)
     reading = _reading(table, options)
     rows = ProductRows(path, reading.mapping, system=reading.system.name if reading.system else "")
     collected = _Collector(rows, reading, _label_columns(table, reading, options), options)
@@ -145,7 +145,7 @@ class _Collector:
         self.places: list[list[float]] = []
         self.waiting: list[tuple[int, Item, dict[str, str]]] = []  # variants whose parent may stand further below
         self.parents: dict[str, str] = {}
-        self.marked_up = 0
+        self.marked_up = self.masked = 0
         self.image_like: Counter[str] = Counter()
 
     def add(self, number: int, values: dict[str, str], quarantine: Quarantine) -> None:
@@ -161,7 +161,7 @@ class _Collector:
 
     def _put(self, number: int, item: Item, values: dict[str, str], quarantine: Quarantine) -> None:
         at = self.at.get(item.key)
-        title = self._title(item, values)
+        title = self._masked(self._title(item, values))
         if at is None:
             self.at[item.key] = len(self.rows.ids)
             if item.alias:
@@ -198,6 +198,11 @@ class _Collector:
         for column, of_column in self.rows.labels.items():
             of_column[at] = of_column[at] or self._value(column, values, item)
 
+    def _masked(self, title: str) -> str:
+        shown = masked(title) if self.options.mask_titles else title
+        self.masked += shown != title
+        return shown
+
     def _title(self, item: Item, values: dict[str, str]) -> str:
         title = text_of(item.title)
         self.marked_up += title != item.title
@@ -218,7 +223,10 @@ class _Collector:
         value = values[column]
         if column == self.reading.mapping.get("category"):
             value = item.category if self.reading.system else leaf(value) if " > " in value else value
-        return self.distinct[column].setdefault(value, value)
+        known = self.distinct[column]
+        if value not in known:
+            known[value] = masked(value)
+        return known[value]
 
     def _label(self, values: dict[str, str], item: Item) -> None:
         for column in list(self.rows.labels):
@@ -259,6 +267,11 @@ class _Collector:
             rows.notices.append(
                 f"{self.marked_up:,} titles were HTML or held its entities; they were turned into text."
             )
+        if self.masked:
+            rows.notices.append(
+                f"{self.masked:,} titles held what looks like personal data; it was replaced by [personal]. Where these are article "
+                "numbers: `mask_titles: false` in catalogue.yaml."
+            )
         if brand := self.reading.mapping.get("brand"):
             rows.labels = {("brand" if name == brand else name): of for name, of in rows.labels.items()}
         for column, count in self.image_like.items():
@@ -289,7 +302,7 @@ class _Collector:
     def _keep_stated(self) -> None:
         """Attributes that rows state by name and value become columns, as those with few values do."""
         for name in dict.fromkeys(name for stated in self.stated for name in stated):
-            values = [stated.get(name, "") for stated in self.stated]
+            values = [masked(stated.get(name, "")) for stated in self.stated]
             if name not in self.rows.labels and 2 <= len(set(values) - {""}) <= MOST_VALUES:
                 self.rows.labels[name] = values
 

@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from openpyxl.utils.exceptions import InvalidFileException
 
-from makelib.data.sources.files.rows import Row
+from makelib.data.sources.files.mojibake import mended
+from makelib.data.sources.files.rows import IMAGE_NAME, Row, masked
 from makelib.runtime import UserError
 
 #: longest CSV field in characters, so that a quote left open cannot swallow a file of any size
@@ -41,15 +42,17 @@ class Table:
 
     A row with bytes that are not valid in `encoding`, with NULs, or with another number of cells than the header is
     broken as a whole. A quote left open costs its own line only: the lines it took along are read again.
+    Text that was encoded twice ("CafÃ©") is counted, and read right where `mend` says so, but for names of image files: a file
+    may bear such a name.
     Raises `UserError` for an unknown encoding, an empty file, a header that cannot be read or names a column twice.
     """
 
-    def __init__(self, path: Path, encoding: str = "utf-8") -> None:
-        self.path = path
+    def __init__(self, path: Path, encoding: str = "utf-8", mend: bool = False) -> None:
+        self.path, self._mend = path, mend
         self.embedded: set[str] = set()
         #: what was guessed about the file, a line each
         self.notices: list[str] = []
-        self._badly = 0
+        self._badly = self._twice = 0
         try:
             self.encoding = {"utf-8": "utf-8-sig"}.get(name := codecs.lookup(encoding).name, name)
         except LookupError:
@@ -78,6 +81,8 @@ class Table:
                 elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
                     self._badly += 1
                     values, reason = None, f"is not valid {self.encoding.removesuffix('-sig')} text"
+                elif not text.isascii() and mended(text) != text:
+                    values = self._encoded_twice(values)
             yield Row(number, values, reason, detail)
         if unnamed[""]:
             self.notices.append(
@@ -85,6 +90,26 @@ class Table:
             )
         if self._badly and (other := self.proposed()):
             self.notices.append(f"{self.path.name} reads best as {other}: run again with `--encoding {other}`.")
+        if self._twice:
+            done = (
+                "were read right"
+                if self._mend
+                else "stay so: export them as UTF-8, or read them right by `--mend-text`"
+            )
+            self.notices.append(
+                f"{self.path.name}: {self._twice:,} rows hold letters that were encoded twice, such as {self._example}; they {done}."
+            )
+
+    def _encoded_twice(self, values: dict[str, str]) -> dict[str, str]:
+        """The row read right, or as it came where that is not asked for; counted."""
+        right = {column: text if IMAGE_NAME.search(text) else mended(text) for column, text in values.items()}
+        if right == values:
+            return values
+        self._twice += 1
+        if self._twice == 1:
+            column = next(column for column in values if right[column] != values[column])
+            self._example = " for ".join(f"{masked(side[column])[:40]!r}" for side in (values, right))
+        return right if self._mend else values
 
     def proposed(self) -> str | None:
         """The encoding that fits the file's lines beyond ASCII best, where it is another one."""
