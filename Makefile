@@ -37,7 +37,7 @@ $(STAMP):
 	@rm -f .venv/.installed-* && touch $@
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks --ServerApp.$(UPLOADS)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks --ServerApp.$(UPLOADS)
 
 explore: $(STAMP)
 	@JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/python -m makelib.workbook.visitors $(PAGE) --template=explorer \

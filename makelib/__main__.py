@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import os
 import signal
 import sys
@@ -15,10 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from makelib.runtime import Stopped, UserError, loading, meant
-
-#: what goes wrong with a disk that a person can mend: full, over quota, over a limit, read-only, not allowed
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+from makelib.runtime import DISK, Stopped, UserError, loading, meant
 
 #: exit code of an import that lost a larger share than `--warn-share` of a table's rows or of the photographs
 LOST = 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import errno
 import functools
 import glob
 import hashlib
@@ -103,8 +104,8 @@ def _notebook_bar() -> type[tqdm.tqdm]:
         def _reopened(self) -> dict[str, str]:
             of = f" of {self.total:,}" if self.total else ""
             said = (
-                f"{self.desc.rstrip(': ')}: began at {self.began}, {self.n:,}{of} {self.unit}s when this page was saved. It goes on while "
-                "the kernel is busy (its circle, at the top right, is filled); after that, run the cell again: what is done is kept."
+                f"{self.desc.rstrip(': ')}: began at {self.began}, {self.n:,}{of} {self.unit}s when this page was saved. The kernel is "
+                "at it until the foot of this window calls it Idle; then run the cell again: what is done is kept."
             )
             return {"text/html": f'{_REOPENED}<p class="makelib-reopened">{html.escape(said)}</p>', "text/plain": said}
 
@@ -152,6 +153,23 @@ def loading() -> Iterator[None]:
         yield
 
 
+#: what goes wrong with a disk that a person can mend: full, over quota, over a limit, read-only, not allowed
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def _room_for(target: Path) -> Iterator[None]:
+    """A disk that takes no more is told in one line, which names what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise UserError(
+            f"{os.strerror(error.errno)}: {target}. Nothing half-written was kept; make room or choose another folder."
+        ) from None
+
+
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling of `target`, removed at the end; those that killed processes left behind are removed first."""
@@ -164,7 +182,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-{os.getpid()}-", dir=target.parent))
     scratch.chmod(0o755)
     try:
-        yield scratch
+        with _room_for(target):
+            yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -201,7 +220,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     os.close(handle)
     draft = Path(name)
     try:
-        yield draft
+        with _room_for(target):
+            yield draft
         draft.chmod(0o644)
         os.replace(draft, target)
     finally:

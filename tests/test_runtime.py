@@ -1,11 +1,16 @@
 """Safe writes: others see the old or the new, never half; fingerprints follow content."""
 
+import os
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from makelib.runtime import atomic_file, atomic_folder, fingerprint, provenance
+from makelib.runtime import UserError, atomic_file, atomic_folder, fingerprint, provenance
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -86,3 +91,38 @@ def test_provenance_says_what_ran():
     assert facts["packages"]["torch"]
     assert {"git_commit", "dirty", "python", "device", "threads"} <= set(facts)
     assert len(facts["processor"]) > 5
+
+
+def test_torch_is_announced_before_it_is_loaded(tmp_path):
+    """In a terminal; here one that loads it at once, for it is not torch."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch')")
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "makelib", "search", "red dress", "--run", "nowhere"]
+    subprocess.run(
+        command, stderr=terminal, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, check=False
+    )
+    assert os.read(screen, 1000).decode().split("\r\n")[:2] == ["Loading torch …", "torch"]
+
+
+@pytest.fixture
+def little_room():
+    """A system that takes no file of more than 64 KiB, as a full disk would not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path, little_room, write):
+    target = tmp_path / "made"
+
+    def put(content: bytes) -> None:
+        with write(target) as draft:
+            (draft / "part" if write is atomic_folder else draft).write_bytes(content)
+
+    put(b"before")
+    with pytest.raises(UserError, match=rf"^File too large: {target}. Nothing half-written was kept; make room"):
+        put(b"x" * (1 << 17))
+    assert (target / "part" if write is atomic_folder else target).read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]

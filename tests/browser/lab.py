@@ -22,13 +22,13 @@ OVERRIDES = {
 
 
 def made(target):
-    """What `make <target>` starts: the options, without those that name places, and JUPYTER_PATH as an environment."""
+    """What `make <target>` starts: the options, without those that name places, and JUPYTER_* as an environment."""
     ran = subprocess.run(
         ["make", "--no-print-directory", "-n", target], cwd=ROOT, check=True, capture_output=True, text=True
     )
     words = shlex.split(ran.stdout.replace("\\\n", " "))
     program = next(i for i, word in enumerate(words) if word.endswith(("/jupyter", "/python")))
-    environment = dict(word.split("=", 1) for word in words[:program] if word.startswith("JUPYTER_PATH="))
+    environment = dict(word.split("=", 1) for word in words[:program] if word.startswith("JUPYTER_"))
     return [word for word in words[program:] if word.startswith("--") and str(ROOT) not in word], environment
 
 
@@ -91,8 +91,8 @@ def write_notebook(path, *cells):
     nbformat.write(notebook, path)
 
 
-def run_all(page, address, notebook):
-    """Open a notebook in Lab and run all its cells; returns when the last one is done."""
+def open_notebook(page, address, notebook):
+    """Open a notebook in Lab, and wait for its kernel."""
     page.set_default_timeout(90_000)
     page.goto(f"{address}/lab/tree/{notebook}?reset")
     page.wait_for_function("window.jupyterapp !== undefined")
@@ -105,9 +105,14 @@ def run_all(page, address, notebook):
             await panel.context.ready;
             await panel.context.sessionContext.ready;
             app.shell.collapseLeft();
-            await app.commands.execute('notebook:run-all-cells');
         }"""
     )
+
+
+def run_all(page, address, notebook):
+    """Open a notebook in Lab and run all its cells; returns when the last one is done."""
+    open_notebook(page, address, notebook)
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
 
 def theme(page, name):

@@ -176,10 +176,10 @@ def status(query: str, found: str, doubt: str = "") -> str:
     return f'<div class="mkx-status" role="status"><b>{text(query, "no query")}</b> · {found}{doubt}</div>'
 
 
-#: where the widget beside it is alive the twin hides; where it cannot be shown, that is not said
+#: where the widget before it is alive the twin hides; where that cannot be shown, the page does not say so
 _TWIN = """<style>
-.jp-OutputArea:has(.mkx-panel) .mkx-twin { display: none; }
-.jp-OutputArea:has(.mkx-twin):not(:has(.mkx-panel)) > :has(> [data-mime-type^="application/vnd.jupyter.widget-view"]) { display: none; }
+.jp-OutputArea-child:has(.mkx-panel) + .jp-OutputArea-child:has(.mkx-twin),
+.jp-OutputArea-child:not(:has(.mkx-panel)):has(+ .jp-OutputArea-child .mkx-twin) { display: none; }
 </style>"""
 
 
