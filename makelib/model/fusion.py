@@ -175,7 +175,8 @@ class JointFusion(nn.Module):
 
     With `residual` its output is added to the mean of the streams and starts at zero (`joint`, ALBEF-style): trained from a cold
     start it loses to titles alone, and would be a straw man. Without, its output is all there is from the first step
-    (`single_stream`, as FashionBERT, Gao et al. 2020, and CommerceMM's multimodal encoder, Yu et al. 2022).
+    (`single_stream`, as FashionBERT, Gao et al. 2020, and CommerceMM's multimodal encoder, Yu et al. 2022); it is as
+    wide as the encoders, for nothing goes around it, where 64 entries are enough for what is added to the mean.
     """
 
     def __init__(
@@ -185,18 +186,17 @@ class JointFusion(nn.Module):
         heads: int,
         dropout: float,
         residual: bool = True,
-        inner: int = 64,
-        layers: int = 1,
     ) -> None:
         super().__init__()
         self.residual = residual
+        inner = 64 if residual else width
         self.cls = nn.Parameter(torch.randn(1, 1, inner) * 0.02)
         self.modality = nn.Parameter(torch.randn(2, inner) * 0.02)
         self.enter_title, self.enter_image = nn.Linear(width, inner), nn.Linear(width, inner)
         layer = nn.TransformerEncoderLayer(
             inner, heads, 4 * inner, dropout, activation="gelu", batch_first=True, norm_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(inner), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, nn.LayerNorm(inner), enable_nested_tensor=False)
         self.project = nn.Linear(inner, dim)
         if residual:
             nn.init.zeros_(self.project.weight)

@@ -14,10 +14,14 @@ BESIDE = ("title_image", "query_image", "keyword_enhanced", "distillation", "gat
 MATCHED = tuple(f"objectives.{name}" for name in ("title_image_matching", "query_product_matching", "masked_language"))
 CLICKS_ONLY: dict[str, Any] = KEYWORDS | {f"objectives.{name}": 0.0 for name in BESIDE}
 
+#: one transformer over words and patches, FashionBERT (Gao et al., 2020), CommerceMM (Yu et al., 2022); at the arms' rate it learns
+#: less than a narrow one, so its own was chosen on validation queries (docs/findings.md)
+SINGLE_STREAM: dict[str, Any] = {"model.fusion": "single_stream", "training.learning_rate": 1e-3}
+
 #: study -> variant -> what it changes in the settings. Modal Adaptation is compared without Keyword Enhancement, and
 #: Keyword Enhancement on top of full Modal Adaptation, so `none` and `adaptive` are the same arm.
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
-    "modal_adaptation": {fusion: {"model.fusion": fusion} for fusion in FUSIONS},
+    "modal_adaptation": {fusion: {"model.fusion": fusion} for fusion in FUSIONS} | {"single_stream": SINGLE_STREAM},
     "keyword_enhancement": {
         "none": {},
         "raw": {"keywords.false_negatives": "raw"},
@@ -28,7 +32,8 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "unique_queries": {"training.unique_queries": True},
         "tfidf": {"keywords.enrichment": True, "keywords.extractor": "tfidf"},
     },
-    # rivals for the place of Modal Adaptation, all with the same data, tokenizer, steps and batches; pretrained dual encoders
+    # rivals for the place of Modal Adaptation, all with the same data, tokenizer, steps and batches (and, but for `single_stream`,
+    # rate); pretrained dual encoders
     # (`ablation.peers`) stand beside them
     "peers": {
         "title": {"model.fusion": "title"},
@@ -37,9 +42,8 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "joint": {"model.fusion": "joint"},
         # ALBEF (Li et al., 2021): the joint fusion with matching and masked words, each head on the encoders' states
         "albef": {"model.fusion": "joint", **dict.fromkeys(MATCHED, 0.1)},
-        # FashionBERT (Gao et al., 2020), CommerceMM (Yu et al., 2022): one transformer over words and patches
-        "single_stream": {"model.fusion": "single_stream"},
-        "single_stream_matched": {"model.fusion": "single_stream", **dict.fromkeys(MATCHED, 0.1)},
+        "single_stream": SINGLE_STREAM,
+        "single_stream_matched": SINGLE_STREAM | dict.fromkeys(MATCHED, 0.1),
         "adaptive": {},
     },
     "make": {

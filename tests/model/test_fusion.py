@@ -97,6 +97,24 @@ def test_a_single_stream_says_nothing_but_what_its_transformer_says():
     assert not torch.allclose(first[0], seen[0], atol=1e-3)
 
 
+def test_a_single_stream_is_as_wide_as_the_encoders_and_what_joint_adds_is_not():
+    single, joint = (
+        make_fusion(
+            kind,
+            width=128,
+            dim=d,
+            heads=2,
+            dropout=0.0,
+            gate_temperature=1.0,
+            categories=3,
+            project_title=torch.nn.Identity(),
+        )
+        for kind in ("single_stream", "joint")
+    )
+    assert single.cls.shape[-1] == 128
+    assert joint.cls.shape[-1] == 64
+
+
 def test_a_weight_per_category_is_that_of_the_category():
     module, title, image = fusion("category")
     with torch.no_grad():
