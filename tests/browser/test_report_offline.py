@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import explore
 import nbformat
@@ -11,6 +12,7 @@ from PIL import Image
 
 from makelib.settings import preset, to_dict
 from makelib.workbook.reports.offline import to_html
+from makelib.workbook.reports.pack import pack
 from makelib.workbook.reports.pages import Notebook, index_page
 
 pytestmark = pytest.mark.browser
@@ -25,8 +27,10 @@ def png() -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A run folder as `reproduce` leaves it: a page with everything in it, a failed one, and the index."""
-    out = tmp_path_factory.mktemp("run")
+    """A run as `reproduce` leaves it (a page with everything in it, a failed one, and the index), packed, unpacked elsewhere,
+    and gone from where it was made."""
+    out = tmp_path_factory.mktemp("made") / "run"
+    out.mkdir()
     (out / "figures").mkdir()
     (out / "figures" / "weights.png").write_bytes(base64.b64decode(png()))
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "0", "version_major": 2, "version_minor": 0}}
@@ -77,7 +81,10 @@ def report(tmp_path_factory):
     }  # fmt: skip
     (out / "summary.json").write_text(json.dumps(summary))
     (out / "index.html").write_text(index_page(summary, out, notebooks), encoding="utf-8")
-    return out
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.unpack_archive(pack(out), elsewhere)
+    shutil.rmtree(out.parent)
+    return elsewhere / "run"
 
 
 @pytest.fixture(params=["light", "dark"])

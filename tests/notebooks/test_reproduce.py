@@ -1,17 +1,20 @@
 """The main job, as people run it: papermill over all notebooks on the smoke preset, then a look at the files that it wrote."""
 
+import html
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from makelib.study.experiment import Experiment
+from makelib.workbook.reports.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(1500)]  # its first test waits for all notebooks
@@ -48,6 +51,21 @@ def test_pages_need_no_network_and_show_no_errors_or_leftovers(run):
         assert "Traceback" not in text
         assert "&lt;Axes" not in text, f"{page.name} prints the name of a figure"
         assert "Warning:" not in text, f"{page.name} shows a warning"
+
+
+def test_packed_it_opens_elsewhere_and_names_no_folder_of_this_machine(run, tmp_path):
+    shutil.unpack_archive(pack(run, tmp_path / "run.zip"), tmp_path / "elsewhere")
+    there = tmp_path / "elsewhere" / run.name
+    for file in there.rglob("*"):
+        if file.suffix in (".html", ".ipynb", ".json", ".yaml", ".csv", ".svg"):
+            text = file.read_text(encoding="utf-8")
+            assert [folder for folder in (run, ROOT) if str(folder) in text] == [], file.name
+    for page in there.glob("*.html"):
+        asked = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]+)", page.read_text(encoding="utf-8"))
+        asked = {html.unescape(name).split("#")[0] for name in asked if not name.startswith(("data:", "http", "#"))}
+        lacking = [name for name in asked if not (there / urllib.parse.unquote(name)).exists()]
+        assert not lacking, f"{page.name} asks for {lacking}"
+    assert len(list((there / "figures").glob("*.svg"))) > 8
 
 
 def test_the_summary_keeps_its_contract(summary):

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from makelib.settings import preset, to_dict
 from makelib.study.statistics import result_rows
 from makelib.workbook.reports.diff import diff
 from makelib.workbook.reports.pack import pack
+
+ROOT = Path(__file__).parents[2]
 
 
 def summary(name="before", **means):
@@ -143,3 +146,18 @@ def test_a_packed_run_holds_pages_and_scores_and_no_models(tmp_path):
     assert pack(run, tmp_path / "again.zip").read_bytes() == first
     with pytest.raises(UserError, match="is a folder"):
         pack(run, tmp_path)
+
+
+def test_a_packed_run_does_not_say_where_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "someone"))
+    monkeypatch.chdir(tmp_path)
+    run = write(tmp_path / "someone" / "run", summary(full=0.5))
+    told = f"{run.resolve()}/models {run.resolve()}-2 {tmp_path}/notebooks/01.ipynb {tmp_path}x {ROOT}/makelib/a.py"
+    (run / "index.html").write_text(told)
+    (run / "figures").mkdir()
+    (run / "figures" / "a.png").write_bytes(told.encode())  # no text: stays as it is
+    with zipfile.ZipFile(pack(run)) as archive:
+        assert archive.read("run/index.html").decode() == (
+            f"run/models ~/run-2 ./notebooks/01.ipynb {tmp_path}x ./makelib/a.py"
+        )
+        assert archive.read("run/figures/a.png").decode() == told

@@ -413,6 +413,20 @@ def test_nothing_in_a_page_runs_or_asks_for_anything(tmp_path):
     assert "onerror" not in page
 
 
+def test_a_page_leads_to_pages_and_nowhere_that_does_not_travel_with_it(tmp_path):
+    links = "[next](02_b.ipynb) [part](02_b.ipynb#end) [method](../docs/method.md) [own](tables/a.csv) [here](#top)"
+    page = converted(tmp_path, V4.new_markdown_cell(links))
+    for kept in (
+        '<a href="02_b.html">next',
+        '<a href="02_b.html#end">part',
+        '<a href="tables/a.csv">own',
+        '<a href="#top">here',
+    ):
+        assert kept in page
+    assert "../docs" not in page
+    assert "<a>method</a>" in page
+
+
 def test_code_is_folded_under_its_first_line_and_text_is_escaped(tmp_path):
     page = converted(tmp_path, code(text_plain="<b>not bold</b>"), error="In [1] <b>bad</b>")
     assert "<summary><code>a = 1</code></summary>" in page

@@ -106,6 +106,8 @@ def _offline(page: str) -> str:
         for name, value in list(element.attrs.items()):
             value = " ".join(value) if isinstance(value, list) else str(value)
             link = element.name == "a" and name == "href"
+            if link:  # a chapter's page stands where its notebook stood; what lies outside the notebooks' folder does not travel
+                value = element.attrs[name] = re.sub(r"^(\w+)\.ipynb(?=#|$)", r"\1.html", value)
             outside = name in (
                 "src",
                 "srcset",
@@ -116,7 +118,11 @@ def _offline(page: str) -> str:
                 "action",
                 "data",
             ) and not (
-                re.match(r"(https?:|mailto:|#|[\w./%-]*(#|$))" if link else r"(data:image/|#)", value.strip(), re.I)
+                re.match(
+                    r"(https?:|mailto:|#|(?!\.\./|/)[\w./%-]*(#|$))" if link else r"(data:image/|#)",
+                    value.strip(),
+                    re.I,
+                )
             )
             if name.startswith("on") or outside:
                 del element.attrs[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ TRAVELS = (
     "models/*/per_query.parquet", "models/*/arm.json", "models/*/settings.yaml", "models/*/curves.parquet",
     "lines/*/per_query.parquet", "lines/*/line.json",
 )  # fmt: skip
+#: files that may name folders of this machine
+TEXTS = (".html", ".ipynb", ".json", ".yaml", ".csv", ".svg")
 #: a moment for every entry, so that the same run gives the same bytes
 MOMENT = (1980, 1, 1, 0, 0, 0)
 
@@ -21,7 +24,7 @@ MOMENT = (1980, 1, 1, 0, 0, 0)
 def pack(run: Path | str, out: Path | None = None) -> Path:
     """Write `<run>.zip` beside the run, or to `out`; unpacked, its `index.html` opens offline.
 
-    Links are not followed, so nothing from outside the run's folder gets in. Raises `UserError` where there is no report.
+    Nobody learns where it was made: the run's folder goes by its name, the checkout is `.`, the home folder `~`. Links are not followed, so nothing from outside the run's folder gets in. Raises `UserError` where there is no report.
     """
     folder = find_report(run).resolve()
     out = Path(out) if out else folder.with_suffix(".zip")
@@ -37,5 +40,19 @@ def pack(run: Path | str, out: Path | None = None) -> Path:
         for file in files:
             entry = zipfile.ZipInfo(f"{folder.name}/{file.relative_to(folder).as_posix()}", MOMENT)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(entry, file.read_bytes())
+            archive.writestr(entry, _anywhere(file, folder))
     return out
+
+
+def _anywhere(file: Path, run: Path) -> bytes:
+    """Bytes of a file, in texts without the folders of this machine, the longest of them first."""
+    content = file.read_bytes()
+    if file.suffix not in TEXTS:
+        return content
+    names = {run: run.name, Path.cwd(): ".", Path(__file__).parents[3]: ".", Path.home(): "~"}
+    for folder in sorted(names, key=lambda folder: len(str(folder)), reverse=True):
+        if len(folder.parts) > 1:  # a home of `/` names nothing
+            content = re.sub(
+                re.escape(str(folder).encode()) + rb"(?![\w-])", lambda _, n=names[folder]: n.encode(), content
+            )
+    return content
