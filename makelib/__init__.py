@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _DOOR = {
     "AblationExplorer": "makelib.workbook.ablations.widget",
     "Catalog": "makelib.data.catalog",
+    "CatalogueMap": "makelib.workbook.map",
     "MakeModel": "makelib.model.make",
     "ProductIndex": "makelib.search.index",
     "Retriever": "makelib.search.retriever",
@@ -26,7 +27,16 @@ _DOOR = {
     "QueryExplorer": "makelib.workbook.explorer.widget",
 }
 
-__all__ = ["AblationExplorer", "Catalog", "Experiment", "MakeModel", "ProductIndex", "QueryExplorer", "Retriever"]
+__all__ = [
+    "AblationExplorer",
+    "Catalog",
+    "CatalogueMap",
+    "Experiment",
+    "MakeModel",
+    "ProductIndex",
+    "QueryExplorer",
+    "Retriever",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -15,7 +15,7 @@ import makelib
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 #: packages of the workbook by the names under which they are imported
-WORKBOOK = ("IPython", "bs4", "ipywidgets", "jinja2", "jupyterlab", "latex2mathml", "matplotlib", "nbconvert", "papermill", "voila")  # fmt: skip
+WORKBOOK = ("IPython", "bs4", "ipywidgets", "jinja2", "jupyterlab", "latex2mathml", "matplotlib", "nbconvert", "papermill", "plotly", "voila")  # fmt: skip
 
 
 def python(*lines: str) -> str:

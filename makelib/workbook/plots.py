@@ -32,6 +32,10 @@ FONTS = (
     "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Devanagari",
     "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Noto Emoji",
 )  # fmt: skip
+#: twelve colours for categories, told apart on white and on black; a further category begins again
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#FF8AAE", "#8C6BB1", "#7F9F2F", "#B15928", "#17A2A2", "#C2185B", "#5C7CFA",
+)  # fmt: skip
 LED = {"image": "#0072B2", "title": "#E69F00", "all": "#444444"}
 
 
@@ -394,9 +398,30 @@ def calibration(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
     for name, group in table.groupby("variant", sort=False):
         ax.plot(group["promised"], group["observed"], marker="o", color=COLOURS.get(name), label=drawable(name))
-    ends = (0, 1.05 * max(0.1, table["promised"].max(), table["observed"].max()))
+    ends = (0, 1.05 * max(table["promised"].max(), table["observed"].max(), 0.1))
     ax.set(title=title, xlabel="promised share of relevant hits", ylabel="observed share", xlim=ends, ylim=ends)
     ax.legend()
+    return ax
+
+
+def plane(
+    parts: Sequence[tuple[str, str | None, pd.DataFrame]],
+    hits: pd.DataFrame,
+    query: np.ndarray,
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """The map of a catalogue: `makelib.workbook.map.groups`, rings around the hits of a query, a star where it is itself."""
+    ax = _axes(ax, figsize=(7.2, 5.2))
+    for name, colour, part in parts:
+        shade = {"c": part["weight"], "cmap": "cividis", "vmin": 0, "vmax": 1} if colour is None else {"color": colour}
+        drawn = ax.scatter(part["x"], part["y"], s=7, linewidths=0, alpha=0.75, label=drawable(name), **shade)
+        if colour is None:
+            ax.figure.colorbar(drawn, label=title)
+    ax.scatter(hits["x"], hits["y"], s=60, facecolors="none", edgecolors="#D55E00", linewidths=1.4, label="hits")
+    ax.scatter(*query, marker="*", s=190, color="#D55E00", edgecolors="white", label="the query")
+    ax.set(title=f"Coloured by {title}", xticks=[], yticks=[], aspect="equal")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, markerscale=1.2) if parts[0][1] else ax.legend()
     return ax
 
 

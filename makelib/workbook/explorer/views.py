@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from makelib.workbook.explorer.state import ANEW, MOST, State
 
 #: how many known queries are suggested while one is typed
 SUGGESTIONS = 12
+Shown = TypeVar("Shown", bound=State)
 
 
 #: the views of the run that was opened last
@@ -129,7 +130,7 @@ class Views:
         hold = (query for words, query in self._popular.items() if typed in words and not words.startswith(typed))
         return list(itertools.islice(itertools.chain(begin, hold), SUGGESTIONS))
 
-    def check(self, state: State) -> State:
+    def check(self, state: Shown) -> Shown:
         """The state itself. Raises `UserError` where it names what is not here."""
         for name in filter(None, (state.variant, state.compare)):
             if name not in self._sources:
@@ -190,14 +191,26 @@ class Views:
         rows, scores = (found[0] for found in self.index(variant, state.kind).search(vector[None], state.k, among))
         return self.marked(retriever.hits(vector, rows, scores), state)
 
+    def relevance(self, state: State, rows: np.ndarray) -> np.ndarray:
+        """Relevance of products (n,) to the state's query, float32 (n,); NaN where the query is not known."""
+        known = self._asked(state)
+        return self.catalog.relevance(known[:1], rows)[0] if len(known) else np.full(len(rows), np.nan, np.float32)
+
+    def _asked(self, state: State) -> np.ndarray:
+        """Rows of the known queries that are written as the state's."""
+        return (
+            self._known.get(state.query.strip().lower(), np.array([], int))
+            if state.by == "query"
+            else np.array([], int)
+        )
+
     def marked(self, hits: pd.DataFrame, state: State) -> pd.DataFrame:
         """Hits with `relevance` (NaN where the query is not known), `wishes` in words, `clicked`."""
         rows = hits["row"].to_numpy()
-        known = self._known.get(state.query.strip().lower(), ()) if state.by == "query" else ()
-        relevance, clicked, wishes = np.full(len(rows), np.nan), np.zeros(len(rows), bool), [""] * len(rows)
+        known, relevance = self._asked(state), self.relevance(state, rows)
+        clicked, wishes = np.zeros(len(rows), bool), [""] * len(rows)
         if len(known):
             clicked = np.isin(rows, self._clicks[known].indices)
-            relevance = self.catalog.relevance(known[:1], rows)[0]
             asked = self.catalog.queries["constraints"].iloc[known[0]] or {}
             have = self.catalog.attributes.iloc[rows].to_dict("records")
             wishes = [
