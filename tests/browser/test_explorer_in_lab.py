@@ -24,6 +24,7 @@ def test_a_newcomer_types_a_query_and_asks_why(workplace, address, gated_page):
     panel = page.locator(".mkx-panel")
     explore.tour(panel, experiment)
     explore.easy_to_read(panel)
+    explore.accessible(page, ".mkx-panel")
     explore.picture(panel, "light")
 
     # the keyboard alone: along the ranks, and to the buttons under a tile
@@ -43,6 +44,7 @@ def test_a_newcomer_types_a_query_and_asks_why(workplace, address, gated_page):
 
     lab.theme(page, "JupyterLab Dark")
     explore.easy_to_read(panel)
+    explore.accessible(page, ".mkx-panel")
     explore.picture(panel, "dark")
     panel.get_by_label("Beside it").select_option("title, seed 0")
     panel.locator(".mkx-versus").wait_for()
@@ -56,6 +58,9 @@ def test_a_newcomer_types_a_query_and_asks_why(workplace, address, gated_page):
     panel.locator(".mkx-cards .mkx-tile").first.wait_for()
     explore.easy_to_read(panel)
     explore.picture(panel, "768")
+    page.set_viewport_size({"width": 400, "height": 2400})
+    explore.accessible(page, ".mkx-panel")
+    explore.picture(panel, "400")
     assert refused == []
 
 

@@ -77,3 +77,19 @@ def test_the_twin_is_for_everybody(pages, gated_page, width, theme):
     assert narrowest >= 90
     page.locator(".mkx-versus").first.screenshot(path=explore.SCREENSHOTS / f"versus-{width}-{theme}.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_paper_holds_the_whole_twin(pages, gated_page):
+    """Dark text on white where the screen is dark, nothing wider than the sheet, no tile torn in two."""
+    page, _ = gated_page(viewport={"width": 700, "height": 900}, color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.goto((pages / "tame.html").as_uri())
+    explore.easy_to_read(page.locator("main"))
+    assert (
+        page.locator(".mkx-tile").first.evaluate("tile => getComputedStyle(tile).backgroundColor")
+        == "rgb(253, 253, 251)"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    torn = "all => all.filter(it => getComputedStyle(it).breakInside !== 'avoid').length"
+    assert page.locator(".mkx-tile, .mkx-row, .mkx-block").evaluate_all(torn) == 0
+    page.screenshot(path=explore.SCREENSHOTS / "report-paper.png", full_page=True)

@@ -1,6 +1,7 @@
 """The explorer as a page for colleagues, as `make explore` serves it."""
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -40,14 +41,13 @@ def opened(page, address, explorers=1):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_colleague_explores(workplace, address, gated_page, theme):
-    page, refused = gated_page(viewport={"width": 1280, "height": 1400})
+    page, refused = gated_page(viewport={"width": 1280, "height": 1400}, bypass_csp=True)  # for axe
     page.set_default_timeout(90_000)
     opened(page, f"{address}/voila/render/05_query_explorer.ipynb?theme={theme}")
     panel = page.locator(".mkx-panel")
     assert page.title() == "Query explorer"
     assert page.get_by_role("heading", level=1).inner_text().startswith("5 · The query explorer")
     assert page.locator(".jp-CodeCell .jp-InputArea, .mkx-query, [data-mime-type$='stderr']").count() == 0
-    assert not page.get_by_text("numbers each").first.is_visible()  # what cells print
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     if theme == "light":
         explore.tour(panel, workplace[1])
@@ -56,7 +56,39 @@ def test_a_colleague_explores(workplace, address, gated_page, theme):
     explore.easy_to_read(panel)
     explore.easy_to_read(page.locator("main, body").first)
     page.screenshot(path=explore.SCREENSHOTS / f"voila-{theme}.png", full_page=True)
+    for width in (1280, 400):
+        page.set_viewport_size({"width": width, "height": 1400})
+        explore.accessible(page)
+        explore.easy_to_read(panel)
+        assert not page.get_by_text("numbers each").first.is_visible()  # what cells print
+    page.screenshot(path=explore.SCREENSHOTS / f"voila-400-{theme}.png", full_page=True)
+    panel.get_by_label("Beside it").select_option("title, seed 0")
+    panel.locator(".mkx-versus").wait_for()
+    explore.accessible(page)
+    page.screenshot(path=explore.SCREENSHOTS / f"voila-400-beside-{theme}.png", full_page=True)
     assert refused == []
+
+
+def test_what_nobody_types_is_held(workplace, address, gated_page):
+    """Two hundred results right after the first tiles, and a word of five thousand letters."""
+    full = workplace[1].retriever("full")
+    page, _ = gated_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(90_000)
+    opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
+    panel = page.locator(".mkx-panel")
+    panel.get_by_text("History and state").click()
+    for query in ("red dress", "blue bag"):
+        panel.get_by_label("State").fill(json.dumps({"query": query, "variant": "full, seed 0", "k": 200}))
+        panel.get_by_role("button", name="Restore").click()
+        explore.wait_for(panel, full.search(query, 200)["product_id"].tolist())
+        assert panel.get_by_label("Results", exact=True).input_value() == "200"
+    panel.get_by_label("Results", exact=True).select_option("6")
+    word = "ab" * 2500
+    explore.ask(panel, word)
+    panel.locator(".mkx-status b", has_text=word).wait_for()
+    assert len(explore.shown(panel)) == 6
+    assert panel.locator(".mkx-status").bounding_box()["height"] < 160
+    explore.easy_to_read(panel)
 
 
 def test_a_hostile_catalogue_stays_inert(address, gated_page):
