@@ -21,6 +21,8 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
     - `head`, `torso`, `tail`, `unseen`: by training clicks per fully relevant product. Splits keep intents apart, so a
       test query has no clicks of its own and borrows those of what it is after; `unseen` = none, the rest in thirds.
     - `known string`, `new string`: whether the very string was typed and clicked in training.
+    - `known users`, `new users`: whether at least half of those who asked had asked in training, too, where a log tells of users
+      (the catalogue's `askers.csv`).
     - `asked visual`, `asked textual`, `asked mixed`: kinds (`catalog.info["attribute_kinds"]`) of the constraints; the
       product type counts for neither side, so a query for a type alone is in none.
     - `clean titles`, `stuffed titles`: by `catalog.truth["stuffed_words"]` per fully relevant product, up to and above
@@ -33,7 +35,7 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
     """
     asked = _Asked(catalog, np.asarray(query_rows, dtype=np.int64))
     columns = {"all": np.ones(len(asked.texts), dtype=bool)}
-    for kind in (_led, _lengths, _clicked, _constrained, _stuffed, _hidden):
+    for kind in (_led, _lengths, _clicked, _users, _constrained, _stuffed, _hidden):
         columns |= kind(asked)
     ids = catalog.queries["query_id"].to_numpy()[query_rows]
     table = pd.DataFrame(columns, index=pd.Index(ids, name="query_id"))
@@ -45,7 +47,7 @@ class _Asked:
 
     def __init__(self, catalog: Catalog, query_rows: np.ndarray) -> None:
         queries = catalog.queries.iloc[query_rows]
-        self.catalog, self.texts = catalog, queries["query"].tolist()
+        self.catalog, self.texts, self.ids = catalog, queries["query"].tolist(), queries["query_id"]
         self.constraints = [value or {} for value in queries["constraints"]]
         self.position, self.product = positives(catalog, query_rows)
 
@@ -97,6 +99,15 @@ def _clicked(asked: _Asked) -> dict[str, np.ndarray]:
     known = set(asked.catalog.queries["query"].iloc[np.unique(clicked_queries)].map(normal))
     typed = np.array([normal(text) in known for text in asked.texts], dtype=bool)
     return columns | {"known string": typed, "new string": ~typed}
+
+
+def _users(asked: _Asked) -> dict[str, np.ndarray]:
+    file = asked.catalog.folder / "askers.csv"
+    if not file.is_file():
+        return {}
+    known = pd.read_csv(file, dtype={"query_id": str}, keep_default_na=False).set_index("query_id")["known"]
+    share_known = asked.ids.map(known).to_numpy(np.float64)
+    return {"known users": share_known >= 0.5, "new users": share_known < 0.5}
 
 
 def _constrained(asked: _Asked) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from makelib.data.sources.files import log
 from makelib.data.sources.files.health import health_report
 from makelib.data.sources.files.judged import Ids
 from makelib.runtime import UserError
+from makelib.study.segments import segments
 
 
 def asked(folder, rows, queries=None):
@@ -202,3 +203,23 @@ def test_propensities_are_those_that_made_the_clicks():
                                    ["2023-11-14 22:13:20", "2023-11-14T22:13:21Z"]])  # fmt: skip
 def test_times_as_people_keep_them(texts):
     assert log.times(pd.Series(texts)).diff().iloc[1] == pd.Timedelta(seconds=1)
+
+
+def test_known_and_new_users_are_segments_where_users_are_told(raw, tmp_path):
+    rows = [row | {"user": "anna" if KINDS.index(row["query"].split()[1]) < 2 else "berta"} for row in judged()]
+    names = sorted({row["query"] for row in rows})
+    split = {name: "test" if name.startswith("red") else "train" for name in names if not name.endswith("shirt")}
+    split |= {name: "test" for name in names if name.split()[1] in KINDS[:1]}  # anna's shirts are for the test
+    split |= {name: "validation" for name in names if name.endswith(KINDS[1])}  # and she never asked in training
+    queries = [{"query_id": name, "query": name, "split": split[name]} for name in names]
+    catalog = taken(asked(raw, [row | {"query_id": row["query"]} for row in rows], queries), tmp_path / "out")
+    table = segments(catalog, catalog.query_rows("test"))
+    new = table.index[table["new users"]]
+    assert sorted(new) == sorted(name for name in names if name.split()[1] == KINDS[0])
+    assert sorted(table.index[table["known users"]]) == sorted(set(table.index) - set(new))
+    assert len(new) < len(table)
+    assert "anna" not in "".join(p.read_text() for p in catalog.folder.glob("*.[cj]s*"))
+    (raw / "queries.csv").unlink()
+    assert "new users" not in segments(taken(asked(raw, judged()), tmp_path / "out"), np.arange(3))
+    logged = taken(asked(raw, log_rows()), tmp_path / "later", split_by="time")
+    assert "known users" in segments(logged, logged.query_rows("test"))

@@ -50,6 +50,7 @@ class _Asked:
     outside: int = 0
     masked: int = 0
     counted: list[str] = field(default_factory=list)
+    users_told: bool = False
 
     def read_queries(self, table, stated: str) -> None:
         mapping = table.mapping("queries", QUERY_COLUMNS, ("query_id", "query"), self.options.columns)
@@ -82,6 +83,7 @@ class _Asked:
         mapping = table.mapping("interactions", INTERACTION_COLUMNS, required, self.options.columns)
         events = [event for event in log.EVENTS if event in mapping and "label" not in mapping]
         self.counted += [event for event in events if event not in self.counted]
+        self.users_told |= "user" in mapping
         query_ids, new = Ids(self.queries), {}
         for row in progress(table.rows(), description="interactions", unit="row"):
             self.read["interactions"] += 1
@@ -123,8 +125,9 @@ class _Asked:
 
 def asked_by_people(
     folder: Path, kept: set[str], left_out: set[str], options: ImportOptions, quarantine: Quarantine, notes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """The folder's own queries and interactions. Without a queries table the interactions bring the query strings."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any], dict[str, str]]:
+    """The folder's own queries and interactions, what became of the rows, and `askers.csv` where users are told (name -> text; see
+    `known_users`). Without a queries table the interactions bring the query strings."""
     query_tables, interaction_tables = tables_of(folder, options.encoding, options.mend_text)
     if not interaction_tables:
         raise UserError(
@@ -150,8 +153,9 @@ def asked_by_people(
         [(key, *asked.queries[key]) for key in asked.queries], columns=["query_id", "query", "split", "intent"]
     )  # fmt: skip
     events, rare = _without_rare(events, options, notes)
+    askers = events[["query_id", "user"]]
     if asked.counted:
-        frame, events = _from_log(frame, events, options, notes)
+        frame, events, askers = _from_log(frame, events, options, notes)
     graded = not events["label"].isin([0, 1]).all()
     events["kind"] = events["kind"].replace("", "judgment" if graded else "click")
     if (largest := events["label"].max()) > 1:
@@ -168,7 +172,16 @@ def asked_by_people(
     )
     interactions = events[["query_id", "product_id", "label", "kind"]]
     _say_what_clicks_are(interactions, frame, notes)
-    return frame, interactions, accounts
+    told = {"askers.csv": known_users(frame, askers).to_csv()} if asked.users_told else {}
+    return frame, interactions, accounts, told
+
+
+def known_users(queries: pd.DataFrame, askers: pd.DataFrame) -> pd.Series:
+    """Share of each query's users that asked in training, too: `known`, float, by `query_id`; without those nobody told of."""
+    askers = askers[askers["user"] != ""].drop_duplicates()
+    training = askers["query_id"].isin(queries.loc[queries["split"] == "train", "query_id"])
+    known = askers["user"].isin(set(askers.loc[training, "user"]))
+    return known.groupby(askers["query_id"]).mean().rename("known")
 
 
 def _without_rare(events: pd.DataFrame, options: ImportOptions, notes: list[str]) -> tuple[pd.DataFrame, int]:
@@ -190,8 +203,8 @@ def _without_rare(events: pd.DataFrame, options: ImportOptions, notes: list[str]
 
 def _from_log(
     frame: pd.DataFrame, events: pd.DataFrame, options: ImportOptions, notes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Clicks and grades from counts; with `split_by: time` the queries of each period are rows of their own."""
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Clicks and grades from counts, and who asked; with `split_by: time` the queries of each period are rows of their own."""
     scale = {"clicks": 0.3, "carts": 0.6, "purchases": 1.0} | dict(options.grades)
     place = pd.to_numeric(events["position"], errors="coerce").fillna(0).astype(int)
     clicked = events["clicks"] if "clicks" in events else (log.grades(events, scale) > 0).astype(float)
@@ -236,7 +249,7 @@ def _from_log(
     notes.append(
         f"A LOG: grades are those of the strongest event ({told or 'none'}; only shown 0); clicks count for training."
     )
-    return frame, pd.concat([judged, clicks], ignore_index=True)
+    return frame, pd.concat([judged, clicks], ignore_index=True), events[["query_id", "user"]]
 
 
 def _split_queries(frame: pd.DataFrame, options: ImportOptions, notes: list[str]) -> None:

@@ -47,7 +47,8 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
     """Read a folder of products and write it as a catalogue under `out`, whole or not at all; returns it opened.
 
     Beside the tables lie `quarantine.csv` (`table, row, product_id, file, reason, action`; rows count from 1 after the
-    header), `health.json` (see `health_report`) and `truth.parquet`: `terse`, whether the title lost words,
+    header), `health.json` (see `health_report`), `askers.csv` where users are told (see `asked.known_users`) and
+    `truth.parquet`: `terse`, whether the title lost words,
     `title_names_<column>`, whether the title still names the product's own value; `cold` where clicks are generated.
     Memory grows by about a kilobyte a product, for its row, and not with the photographs.
 
@@ -67,9 +68,9 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             frame, keep, notes = split_attributes(rows, options)
             titles, truth, hidden = _hide(rows, frame, keep, options, notes)
             groups, placeholders = labels.duplicate_groups(rows.titles, seen.digests)
-            accounts, summary = {}, {}
+            accounts, summary, askers = {}, {}, {}
             if any(tables_of(folder, options.encoding)):
-                queries, interactions, accounts = asked_by_people(
+                queries, interactions, accounts, askers = asked_by_people(
                     folder, set(rows.ids), left_out, options, quarantine, notes
                 )
                 if not (queries["split"] == "train").any():
@@ -120,7 +121,11 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             interactions=interactions,
             truth=truth,
             info=info,
-            extra_files={"quarantine.csv": listed, "health.json": json.dumps(health, indent=2, ensure_ascii=False)},
+            extra_files={
+                "quarantine.csv": listed,
+                "health.json": json.dumps(health, indent=2, ensure_ascii=False),
+                **askers,
+            },
         )
 
 

@@ -106,7 +106,7 @@ class Places:
         #: cell -> the file that it names in another writing
         self.respelled: dict[str, str] = {}
         self.used_images = 0
-        self._real_folder = functools.lru_cache(maxsize=1024)(lambda path: Path(os.path.realpath(path)))
+        self._real_folder = functools.lru_cache(maxsize=1024)(self._looked_at)
         self._names = functools.lru_cache(maxsize=1024)(_names)
 
     # -- lookup ---------------------------------------------------------------------------------------------------
@@ -175,7 +175,10 @@ class Places:
     def _find(self, cell: str) -> Path | Lost:
         for root in self.roots[:2]:  # as nearly all are written
             candidate = os.path.join(root, cell)
-            if os.path.lexists(candidate) and (path := self._inside(candidate)) is not None and os.path.lexists(path):
+            if (kind := self._kind(candidate)) is None:
+                continue
+            path = self._inside(candidate, stat.S_ISLNK(kind))
+            if path is not None and (not stat.S_ISLNK(kind) or os.path.lexists(path)):
                 return path
         outside = self._inside(os.path.join(self.base, cell)) is None
         for written in _writings(cell):
@@ -192,14 +195,27 @@ class Places:
                         return real
         return Lost("leaves the folder" if outside else "does not exist")
 
-    def _inside(self, path: str | Path) -> Path | None:
-        """The real path, links followed, or None where it leaves the folder. Parents are looked at once per import."""
+    def _kind(self, path: str) -> int | None:
+        """Mode of what lies there, links not followed; None where nothing does."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._real_folder(os.path.dirname(path))[2]:  # most folders hold many photographs: asked once
+                return os.lstat(path).st_mode
+        return None
+
+    def _inside(self, path: str | Path, link: bool | None = None) -> Path | None:
+        """The real path, links followed (`link`: whether it is one, if that is known), or None where it leaves the folder."""
         parent, name = os.path.split(path)
-        if name in ("", ".", "..") or os.path.islink(path):
-            real = Path(os.path.realpath(path))
+        if name in ("", ".", "..") or (os.path.islink(path) if link is None else link):
+            real, inside, _ = self._looked_at(os.fspath(path))
         else:
-            real = self._real_folder(parent) / name
-        return real if any(real.is_relative_to(base) for base in self.bases) else None
+            folder, inside, _ = self._real_folder(parent)
+            real = folder / name
+        return real if inside else None
+
+    def _looked_at(self, path: str) -> tuple[Path, bool, bool]:
+        """The real path, whether it lies inside, and whether it is a folder."""
+        real = Path(os.path.realpath(path))
+        return real, any(real.is_relative_to(base) for base in self.bases), real.is_dir()
 
     def _folded(self, root: str, parts: list[str]) -> Path | None:
         here = root
