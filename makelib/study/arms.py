@@ -187,7 +187,12 @@ def start_worker(threads: int) -> None:
     os.environ["MAKELIB_HEADLESS"] = "1"
     set_threads(threads)
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def steps_of(folder: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +32,20 @@ if TYPE_CHECKING:
 
 #: where a stand-in finds the address of the process that forks
 ADDRESS = "MAKELIB_KERNELS"
-#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, fixed in bytes: what a search was computed in goes back to the system
-_GIVE_BACK = {-3: 1 << 16, -1: 1 << 16}
+#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes, and M_ARENA_MAX: what a search was computed in goes back to the system
+_GIVE_BACK = {-3: 1 << 16, -1: 1 << 16, -8: 1}
+#: what a kernel imports before it answers
+KERNEL = ("ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completerlib", "IPython.extensions.storemagic")
 #: variants that the page opens, and trains where nobody has yet
 VARIANTS = ("full", "title")
 
 
 def serve(notebook: Path, voila: Sequence[str]) -> int:
     """Open the models of a notebook's `parameters`, and run Voilà with these words until it ends; returns its exit code."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # which gives back what it read, see `_GIVE_BACK`
     held = opened(notebook)
-    import ipykernel.kernelapp  # noqa: F401  after the training, which would take this terminal for a notebook
+    for module in KERNEL:  # after the training, which would take this terminal for a notebook
+        importlib.import_module(module)
 
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
@@ -118,10 +125,18 @@ def _become_kernel(connection: socket.socket) -> None:
         os._exit(0)
 
     threading.Thread(target=leave, daemon=True).start()
+    from ipykernel import ipkernel
     from ipykernel.kernelapp import IPKernelApp
 
     try:
-        IPKernelApp.launch_instance(argv=["-f", connection_file])
+        app = IPKernelApp.instance()
+        # a debugger would be told the file of every module, and each look at one copies a page or two: 30 MiB
+        ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})
+        app.initialize(["-f", connection_file])
+        ipkernel.sys = sys
+        app.start()
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(0)
 
