@@ -147,7 +147,8 @@ def loading() -> Iterator[None]:
 
         place, began = display({"text/plain": "Loading torch …"}, raw=True, display_id=True), time.monotonic()
         yield
-        place.update({"text/plain": f"Loaded torch in {time.monotonic() - began:.0f} s."}, raw=True)
+        if place is not None:  # there is a notebook, not only its packages
+            place.update({"text/plain": f"Loaded torch in {time.monotonic() - began:.0f} s."}, raw=True)
     else:
         print("Loading torch …", file=sys.stderr, flush=True)
         yield
