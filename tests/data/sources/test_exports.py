@@ -632,3 +632,93 @@ def test_personal_data_in_titles_and_labels_is_masked_unless_they_are_article_nu
     assert "48 titles held what looks like personal data" in health_report(catalog)
     assert "anna" not in (catalog.folder / "products.parquet").read_bytes().decode("latin-1")
     assert taken(folder, tmp_path / "out", mask_titles=False).products["title"][0] == "Filter 0445 110 100"
+
+
+# -- further members of each kind ---------------------------------------------------------------------------------------
+
+
+def as_text(separator=",", newline="\n"):
+    rows = [plain(i, image=f"{i}.jpg") for i in range(COUNT)]
+    return newline.join(separator.join(map(str, cells)) for cells in [rows[0], *(row.values() for row in rows)])
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (as_text(";"), "utf-8-sig"),
+        (as_text("|"), "utf-8"),
+        (as_text("\t"), "utf-16"),
+        (as_text("\t"), "utf-16-le"),
+        (as_text(","), "utf-16-be"),
+        (as_text(","), "utf-32"),
+        (as_text(",", "\r"), "utf-8"),
+        ("# export of today\n" + as_text(), "utf-8"),
+        ("Product export,,,,\n,,,,\n" + as_text(), "utf-8"),
+        ("Our shop\n\n" + as_text(";"), "utf-8"),
+    ],
+)
+def test_a_table_however_it_is_saved(tmp_path, content, encoding):
+    folder = shop(tmp_path / "raw", [], [f"{i}.jpg" for i in range(COUNT)])
+    (folder / "products.csv").write_bytes(content.encode(encoding))
+    assert counts(taken(folder, tmp_path / "out")) == (COUNT, COUNT, 0)
+
+
+@pytest.mark.parametrize(
+    "cell", ["{}", "{}.png", "images/{}.JPEG", "shop\\images\\{}.jpg", "{}.jpg {}b.jpg", "\u00a0{}.jpg\u200b"]
+)
+def test_a_photograph_under_another_suffix_or_beside_others(tmp_path, cell):
+    rows = [plain(i, image=cell.format(i, i)) for i in range(COUNT)]
+    names = [f"{i}.jpg" for i in range(COUNT)] + [f"{i}b.jpg" for i in range(COUNT)] * ("b.jpg" in cell)
+    if "shop" in cell:  # a folder that is not there is not guessed away
+        names = [f"shop/images/{name}" for name in names]
+    assert counts(taken(shop(tmp_path / "raw", rows, names), tmp_path / "out")) == (
+        COUNT,
+        COUNT,
+        COUNT * ("b.jpg" in cell),
+    )
+
+
+def test_a_suffix_is_not_guessed_where_two_files_could_be_meant(tmp_path):
+    folder = shop(tmp_path / "raw", [plain(i, image=str(i)) for i in range(COUNT)], ["0.jpg", "0.png", "1.jpg"])
+    assert counts(taken(folder, tmp_path / "out")) == (COUNT, 1, 0)
+
+
+def others(system):
+    rows = []
+    for i in range(COUNT):
+        title, kind, one, two = plain(i)["title"], KINDS[i % 4], f"{i}.jpg", f"{i}b.jpg"
+        rows += {
+            "Wix": [
+                {"handleId": f"h{i}", "fieldType": "Product", "name": title, "productImageUrl": f"{one};{two}", "collection": kind},
+                {"handleId": f"h{i}", "fieldType": "Variant", "name": "", "productImageUrl": "", "collection": ""},
+            ],
+            "Squarespace": [
+                {"Product ID [Non Editable]": f"a{i}", "Title": title, "Categories": f"/shop/{kind}", "SKU": f"s{i}", "Hosted Image URLs": f"{one} {two}"},
+                {"Product ID [Non Editable]": "", "Title": "", "Categories": "", "SKU": f"t{i}", "Hosted Image URLs": ""},
+            ],
+            "Amazon": [{"item_sku": f"a{i}", "item_name": title, "item_type": kind, "main_image_url": one, "other_image_url1": two}],
+            "Etsy": [{"TITLE": title, "TAGS": "a,b", "SECTION": kind, "IMAGE1": one, "IMAGE2": two, "IMAGE3": "", "SKU": f"e{i}"}],
+            "Shopware": [{"product_number": f"SW{i}", "name": title, "categories": kind, "cover_media_url": one, "media": f"{one}|{two}"}],
+            "": [{"Artikelnummer": f"A{i}", "Bezeichnung": title, "Kategorie": kind, "Bild": one, "Bilder": f"{one}, {two}"}],
+        }[system]  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("system", ["Wix", "Squarespace", "Amazon", "Etsy", "Shopware", ""])
+def test_other_systems_and_languages(tmp_path, system):
+    names = [f"{i}.jpg" for i in range(COUNT)] + [f"{i}b.jpg" for i in range(COUNT)]
+    catalog = taken(shop(tmp_path / "raw", others(system), names, sep=";"), tmp_path / "out")
+    assert counts(catalog) == (COUNT, COUNT, COUNT)
+    assert set(catalog.products["category"]) == set(KINDS)
+    account = health(catalog)["products"]
+    assert account["read"] == account["kept"] + account.get("merged", 0)
+
+
+@pytest.mark.parametrize("name", ["[1] {a} $HOME", "a::b #2 'q' \"d\"", "商品 Ж é", "*?%20&", " blank "])
+def test_folders_of_any_name(tmp_path, name):
+    rows = [plain(i, image=f"{name}/{i}.jpg") for i in range(COUNT)]
+    folder = shop(tmp_path / name, rows, [f"{name}/{i}.jpg" for i in range(COUNT)])
+    catalog = taken(folder, tmp_path / f"out {name}")
+    assert counts(catalog) == (COUNT, COUNT, 0)
+    assert catalog.images(8)[1].all()
+    assert len(Catalog.open(catalog.folder)) == COUNT

@@ -17,19 +17,19 @@ from makelib.runtime import UserError
 MOST_VALUES = 200
 #: makelib's name of a column -> the names it goes by, without case and punctuation, best first
 PRODUCT_COLUMNS = {
-    "product_id": ("productid", "id", "sku", "handle", "itemid", "articleid", "asin", "docid", "corpusid", "商品id", "商品编号", "编号"),
+    "product_id": ("productid", "id", "sku", "handle", "itemid", "articleid", "asin", "docid", "corpusid", "productnumber", "itemsku", "artikelnummer", "artikelnr", "identifiant", "référence", "referencia", "商品id", "商品编号", "编号"),
     "title": (
-        "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "标题", "商品标题", "商品名称", "名称",
+        "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "itemname", "titel", "bezeichnung", "artikelname", "produktname", "titre", "título", "titulo", "nombre", "标题", "商品标题", "商品名称", "名称",
     ),
     "image": (
-        "image", "imagelink", "imagesrc", "mainimage", "primaryimage", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "图片", "主图",
+        "image", "imagelink", "imagesrc", "mainimage", "primaryimage", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "mainimageurl", "bild", "foto", "imagen", "图片", "主图",
     ),
     "images": (
-        "images", "imageurls", "additionalimagelink", "additionalimagelinks", "imagelinks", "gallery", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "图集",
+        "images", "imageurls", "additionalimagelink", "additionalimagelinks", "imagelinks", "gallery", "imagepaths", "imagefiles", "furtherimages", "additionalimages", "frames", "photos", "pictures", "bilder", "fotos", "imágenes", "图集",
     ),
     "text": ("text",),
     "category": (
-        "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department",
+        "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department", "kategorie", "kategorien", "catégorie", "catégories", "categoría", "categoria",
         "类目", "品类", "类别", "分类",
     ),
 }  # fmt: skip

@@ -30,6 +30,8 @@ from makelib.runtime import UserError
 #: an archive that unpacks to more than this is refused
 MOST_UNPACKED = 256 * 2**30
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+#: tried in the place of the one that a cell names
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif")
 _ADDRESS = re.compile(r"\s*['\"]?(?!file:)([a-z][a-z0-9+.-]+:)?//[^/\s]", re.IGNORECASE)
 _DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
 
@@ -58,15 +60,15 @@ def names_in(cell: str, exists) -> list[str]:
             return [one or other for one, other in quoted]
         if cell[0] == "[":
             cell = cell[1:-1]
-    if not re.search(r"[|;,\n]", cell) or exists(cell):
+    if not re.search(r"[|;,\s]", cell) or exists(cell):
         return [written]
-    for separator in (r"\||\n", r";", r",\s*(?=(?:https?:)?//)" if is_address(cell) else r","):
+    for separator in (r"\||\n", r";", r",\s*(?=(?:https?:)?//)" if is_address(cell) else r",", r"\s+"):
         parts = [part.strip() for part in re.split(separator, cell) if part.strip()]
         if len(parts) > 1 and (
             "|" in separator or all(is_address(part) or IMAGE_NAME.search(part) or exists(part) for part in parts)
         ):
             return [name for part in parts for name in names_in(part, exists)]
-    return [cell]
+    return [cell if re.search(r"[|;,\n]", cell) else written]
 
 
 def _flat(value: object) -> Iterator[str]:
@@ -222,6 +224,9 @@ class Places:
         for part in parts:
             names = self._names(here)
             same = [part] if part in names.get(fold(part), ()) else names.get(fold(part), ())
+            if not same and part is parts[-1]:  # without its suffix, or with another image's
+                stem = fold(IMAGE_NAME.sub("", part))
+                same = [name for suffix in SUFFIXES for name in names.get(f"{stem}.{suffix}", ())]
             if len(same) != 1:  # two files that differ in letter case only: neither is meant
                 return None
             here = os.path.join(here, same[0])

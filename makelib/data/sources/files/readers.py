@@ -58,13 +58,13 @@ class Table:
         except LookupError:
             raise UserError(f"There is no encoding {encoding!r}; try utf-8, latin-1, gb18030 or shift_jis.") from None
         kind = path.suffix[1:].casefold()
-        self._read = {"csv": self._csv, "tsv": self._csv, "txt": self._csv, "jsonl": self._jsonl, "xlsx": self._xlsx,
+        self._read = {"csv": self._csv, "tsv": self._csv, "txt": self._csv, "jsonl": self._jsonl, "ndjson": self._jsonl, "xlsx": self._xlsx,
                       "parquet": self._parquet, "xml": self._xml}[kind]  # fmt: skip
         if kind not in ("parquet", "xlsx", "xml"):
             with open(path, "rb") as file:
-                if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                    self.encoding = "utf-16"
-                    self.notices.append(f"{path.name} is UTF-16, as its first bytes say.")
+                if wide := _wide(file.read(4)):
+                    self.encoding = wide
+                    self.notices.append(f"{path.name} is {wide.upper()}, as its first bytes say.")
         self.columns: list[str] = getattr(self, f"{self._read.__name__}_columns")()
         if twice := [name for name, count in Counter(filter(None, self.columns)).items() if count > 1]:
             raise UserError(f"{path}: the column {twice[0]!r} stands twice in the header; rename one.")
@@ -172,13 +172,20 @@ class Table:
             self._before = 0  # lines above the header
             for header in lines:
                 stated = re.fullmatch(r"\s*\"?sep=(.)\"?\s*", header)  # Excel's own first line
-                if header.strip(' ,;|\t\r\n"') and not stated:
+                if header.strip(' ,;|\t\r\n"') and not stated and not header.startswith("#"):
                     break
                 self._before += 1
             else:
                 raise UserError(f"{self.path} is empty; its first line must name the columns.")
+            if _filled(header) == 1:  # a heading above the table, or a table of one column
+                for further, line in enumerate(itertools.islice(lines, 5), start=1):
+                    if _filled(line) > 2:
+                        header, self._before = line, self._before + further
+                        break
         if self._before:
-            self.notices.append(f"{self.path.name}: the header is line {self._before + 1}; what stands above is empty.")
+            self.notices.append(
+                f"{self.path.name}: the header is line {self._before + 1}; what stands above is not read."
+            )
         if any("\ud800" <= character <= "\udfff" for character in header):
             better = self.proposed()
             hint = f"; it reads best as {better}: --encoding {better}" if better else ""
@@ -344,6 +351,21 @@ class Table:
                 columns = {name: _cells(batch.column(name)) for name in self.columns}
                 for cells in zip(*columns.values(), strict=True):
                     yield dict(zip(columns, cells, strict=True)), "", ""
+
+
+def _filled(line: str) -> int:
+    """How many cells of a line of CSV hold something."""
+    return sum(bool(cell.strip(' "\r\n')) for cell in re.split(r"[,;\t|]", line))
+
+
+def _wide(first: bytes) -> str:
+    """The encoding of two or four bytes a letter that a file's first four bytes show, or ""."""
+    if first in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
+    if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    places = "".join("0" if byte == 0 else "x" for byte in first)
+    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(places, "")
 
 
 class _Rewindable:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from makelib.runtime import UserError
 
-SUFFIXES = ("csv", "tsv", "txt", "xlsx", "parquet", "jsonl", "xml")
+SUFFIXES = ("csv", "tsv", "txt", "xlsx", "parquet", "jsonl", "ndjson", "xml")
 #: what ends as names of image files do
 IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|gif|webp|bmp|tiff?|avif|heic|svg)\W*([?#].*)?$", re.IGNORECASE)
 #: what looks like an e-mail address or a telephone number is never printed; ten-digit runs and codes of 8, 12 to 14 digits

@@ -85,6 +85,40 @@ SYSTEMS = (
          "brand": ("manufacturer", "brand"), "description": ("description", "summary", "shortdescription")},
         ("imageurlsxyz", "imageurls", "images?"), apart=",",
     ),
+    System(
+        "Wix",
+        (frozenset({"handleid", "fieldtype", "name"}),),
+        {"product_id": ("handleid",), "title": ("name",), "category": ("collection",), "brand": ("brand",),
+         "description": ("description",)},
+        ("productimageurl",), pairs=(r"productoptionname(\d+)", r"productoptiondescription(\d+)"), apart=";",
+    ),
+    System(
+        "Squarespace",
+        (frozenset({"productidnoneditable", "title"}), frozenset({"title", "hostedimageurls"})),
+        {"product_id": ("productidnoneditable", "productid", "producturl"), "title": ("title",), "category": ("categories",),
+         "description": ("description",)},
+        ("hostedimageurls",), rows="below", pairs=(r"optionname(\d+)", r"optionvalue(\d+)"), path="/", apart=",",
+    ),
+    System(
+        "Amazon",
+        (frozenset({"itemsku", "itemname"}),),
+        {"product_id": ("itemsku",), "title": ("itemname",), "category": ("itemtype", "producttype", "feedproducttype"),
+         "brand": ("brandname",), "description": ("productdescription",)},
+        ("mainimageurl", r"otherimageurl\d+"),
+    ),
+    System(
+        "Etsy",
+        (frozenset({"title", "tags", "image1"}),),
+        {"product_id": ("sku", "listingid"), "title": ("title",), "category": ("section",), "description": ("description",)},
+        (r"image\d+",),
+    ),
+    System(
+        "Shopware",
+        (frozenset({"productnumber", "name"}),),
+        {"product_id": ("productnumber",), "title": ("name",), "category": ("categories",), "brand": ("manufacturername",),
+         "description": ("description",)},
+        ("covermediaurl", "media"), apart=r"\|",
+    ),
 )  # fmt: skip
 
 
@@ -139,7 +173,8 @@ class Reading:
             item.parent = re.sub(r"^id:\s*", "", cell("parent").strip())
             item.children = re.findall(r"(?:^|\|)\s*sku=([^,|]+)", cell("children"))
         elif self._rows == "below":
-            if re.search(r"product", cell("kind"), re.IGNORECASE):
+            # where no column tells the kind of row, those without an id are below
+            if re.search(r"product", cell("kind"), re.IGNORECASE) if "kind" in self.mapping else item.key.strip():
                 self._above = item.key
             else:
                 item.parent, item.title = self._above, ""
