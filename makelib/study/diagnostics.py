@@ -57,13 +57,17 @@ def calibration(
 
     A monotone map from score to the chance of full relevance is fitted on the first hits of validation queries (isotonic regression)
     and judged on those of test queries. Returns a line for each variant, `calibration error` (mean distance of promised and
-    observed, weighted by bins), `Brier` and `Brier of a constant`; and the diagram, `variant, promised, observed, hits`.
+    observed, weighted by bins), `Brier` and `Brier of a constant`; and the diagram, `variant, promised, observed, hits`. Without queries
+    of both splits the lines are NaN and the diagram is empty.
     """
-    lines, diagrams = {}, []
+    lines, diagrams = {}, [pd.DataFrame(columns=["variant", "promised", "observed", "hits"])]
     for name, retriever in retrievers.items():
         (seen, was), (scores, relevant) = (
             _hits(retriever, queries_of(retriever.catalog, settings, split)) for split in ("validation", "test")
         )
+        if not len(seen) or not len(scores):
+            lines[name] = dict.fromkeys(("calibration error", "Brier", "Brier of a constant"), np.nan)
+            continue
         learned = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(seen, was)
         promised = learned.predict(scores)
         place = np.argsort(np.argsort(promised, kind="stable"), kind="stable") * bins // len(promised)
@@ -75,7 +79,7 @@ def calibration(
             "Brier of a constant": np.mean((was.mean() - relevant) ** 2),
         }
         diagrams.append(diagram.assign(variant=name))
-    return pd.DataFrame(lines).T.rename_axis("variant"), pd.concat(diagrams, ignore_index=True)
+    return pd.DataFrame(lines).T.rename_axis("variant"), pd.concat(diagrams[1:] or diagrams, ignore_index=True)
 
 
 def _hits(retriever: Retriever, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

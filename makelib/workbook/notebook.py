@@ -181,9 +181,12 @@ def batch_table(catalog: Catalog, queries: np.ndarray, products: np.ndarray) -> 
 def before_and_after(
     experiment: Experiment, before: Retriever, after: Retriever, queries: int = 3, k: int = 8
 ) -> Figure:
-    """First results of some unseen queries, untrained and trained, framed by whether they meet every constraint."""
-    catalog = experiment.catalog
-    rows = np.random.default_rng(4).choice(experiment.test_rows, min(queries, len(experiment.test_rows)), replace=False)
+    """First results of some unseen queries (seen ones where there are no others), untrained and trained, framed by whether they
+    meet every constraint."""
+    catalog, which, asked = experiment.catalog, "Unseen", experiment.test_rows
+    if not len(asked):
+        which, asked = "Training", experiment.catalog.query_rows("train")
+    rows = np.random.default_rng(4).choice(asked, min(queries, len(asked)), replace=False)
     full = catalog.relevance(rows) >= 1
     searches, marks = {}, {}
     for query, relevant in zip(rows, full, strict=True):
@@ -193,7 +196,7 @@ def before_and_after(
             searches[f"{text} · {name}"] = table
             marks |= {(f"{text} · {name}", row): bool(relevant[row]) for row in table["row"]}
     pixels, has_image = catalog.images(experiment.settings.model.image_size)
-    return plots.hits(searches, pixels, has_image, "Unseen queries, before and after training", marks)
+    return plots.hits(searches, pixels, has_image, f"{which} queries, before and after training", marks)
 
 
 def baselines(experiment: Experiment, retrievers: Mapping[str, Retriever]) -> pd.DataFrame:

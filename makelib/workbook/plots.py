@@ -398,7 +398,7 @@ def calibration(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
     ax.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
     for name, group in table.groupby("variant", sort=False):
         ax.plot(group["promised"], group["observed"], marker="o", color=COLOURS.get(name), label=drawable(name))
-    ends = (0, 1.05 * max(table["promised"].max(), table["observed"].max(), 0.1))
+    ends = (0, 1.05 * max(0.1, table["promised"].max(), table["observed"].max()))
     ax.set(title=title, xlabel="promised share of relevant hits", ylabel="observed share", xlim=ends, ylim=ends)
     ax.legend()
     return ax

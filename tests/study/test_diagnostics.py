@@ -85,3 +85,10 @@ def test_errors_of_a_rule_cost_what_the_truth_says(catalog):
     assert table.loc["raw", "wrong push"] > 0.3  # a model that knows pushes hardest against what is right
     blind = diagnostics.cost_of_errors(knowing(catalog, 0.0), SETTINGS, batches=4)
     assert blind.loc["raw", "wrong push"] < table.loc["raw", "wrong push"]
+
+
+def test_without_test_queries_nothing_is_promised(catalog, monkeypatch):
+    monkeypatch.setattr(diagnostics, "queries_of", lambda *_: np.zeros(0, dtype=np.int64))
+    table, diagram = diagnostics.calibration({"wise": knowing(catalog, 0.7)}, SETTINGS)
+    assert table.isna().all(axis=None)
+    assert diagram.empty
