@@ -53,9 +53,11 @@ def serve(notebook: Path, voila: Sequence[str]) -> int:
         door.bind(f"{folder}/door")
         door.listen()
         door.settimeout(1)
-        environment = os.environ | {ADDRESS: f"{folder}/door"}
+        # elsewhere than on Linux what torch has loaded does not survive a fork
+        environment = os.environ | ({ADDRESS: f"{folder}/door"} if sys.platform == "linux" else {})
         server = subprocess.Popen([sys.executable, "-m", "voila", *voila], env=environment)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):  # which a shell's background would ignore
+            signal.signal(number, signal.default_int_handler)
         kernels: set[int] = set()
         try:
             while server.poll() is None:
