@@ -119,8 +119,9 @@ def _become_kernel(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(line.split("=", 1) for line in environment)
     os.environ["JPY_PARENT_PID"] = str(os.getppid())
-    for what, size in _GIVE_BACK.items():
-        ctypes.CDLL(None).mallopt(what, size)
+    with contextlib.suppress(AttributeError):  # a libc without it gives memory back its own way
+        for what, size in _GIVE_BACK.items():
+            ctypes.CDLL(None).mallopt(what, size)
 
     def leave() -> None:
         connection.recv(1)  # nothing ever comes: the stand-in was ended
