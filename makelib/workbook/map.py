@@ -167,9 +167,10 @@ class CatalogueMap(Live):
                 "height": 560, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "hovermode": "closest", "uirevision": "stays",
                 "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(128,128,128,.06)",
                 "xaxis": {"visible": False}, "yaxis": {"visible": False, "scaleanchor": "x"},
-                "legend": {"itemsizing": "constant"},
+                "legend": {"itemsizing": "constant", "orientation": "h", "y": 0, "yanchor": "top"}, "autosize": True,
             }
         )  # fmt: skip
+        self.figure._config = {"responsive": True, "displaylogo": False}  # plotly's own way of saying it to a widget
         plot = widgets.Box([self.figure], layout=widgets.Layout(flex="1 1 420px", min_width="0", overflow="hidden"))
         box = widgets.VBox(
             [
@@ -233,7 +234,7 @@ class CatalogueMap(Live):
         parts = groups(table, state.colour)
         hits = table[table["rank"] > 0]
         traces = [
-            _points(part, name, size=6, opacity=0.75, **_scale(part) if colour is None else {"color": colour})
+            _points(part, name, size=6, opacity=0.85, **_scale(part) if colour is None else {"color": colour})
             for name, colour, part in parts
         ]
         ring = {"color": "rgba(0,0,0,0)", "size": 13, "line": {"color": "#D55E00", "width": 2}}

@@ -37,13 +37,16 @@ def panel(page):
 
 
 def point_at(page, panel, number):
-    """The mouse over the hit that was drawn as this one, then the title that plotly writes beside it."""
-    page.mouse.move(5, 5)
-    ring = panel.locator(".scatterlayer .trace").nth(-3).locator(".point").nth(number).bounding_box()
-    page.mouse.move(ring["x"] + ring["width"] / 2 - 1, ring["y"] + ring["height"] / 2)
-    page.mouse.move(ring["x"] + ring["width"] / 2, ring["y"] + ring["height"] / 2, steps=4)
-    panel.locator(".hoverlayer text").first.wait_for()
-    return ring
+    """The mouse over the hit that was drawn as this one, until plotly writes its title: a busy figure may still be moving."""
+    for _ in range(20):
+        page.mouse.move(5, 5)
+        ring = panel.locator(".scatterlayer .trace").nth(-3).locator(".point").nth(number).bounding_box()
+        page.mouse.move(ring["x"] + ring["width"] / 2 - 1, ring["y"] + ring["height"] / 2)
+        page.mouse.move(ring["x"] + ring["width"] / 2, ring["y"] + ring["height"] / 2, steps=4)
+        page.wait_for_timeout(500)
+        if panel.locator(".hoverlayer text").count():
+            return ring
+    raise AssertionError("no title beside the mouse")
 
 
 def test_pointing_shows_the_product_and_a_click_keeps_it(page, panel):
@@ -84,6 +87,9 @@ def test_it_is_easy_to_read_in_both_themes_and_narrow_and_stays_inert(page, pane
         page.set_viewport_size(VIEW | {"width": width})
         page.wait_for_timeout(500)
         explore.easy_to_read(panel)
+        wide = panel.locator(".main-svg").first.bounding_box()["width"]
+        room = panel.locator(".js-plotly-plot").evaluate("it => it.closest('.widget-box').clientWidth")
+        assert wide <= room, theme
         explore.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         panel.screenshot(path=explore.SCREENSHOTS / f"map-{theme.lower()}-{width}.png")
         legend = panel.locator(".legend text").first.evaluate("it => getComputedStyle(it).fill")
