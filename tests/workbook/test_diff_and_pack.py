@@ -154,6 +154,9 @@ def test_a_packed_run_does_not_say_where_it_was_made(tmp_path, monkeypatch):
     run = write(tmp_path / "someone" / "run", summary(full=0.5))
     told = f"{run.resolve()}/models {run.resolve()}-2 {tmp_path}/notebooks/01.ipynb {tmp_path}x {ROOT}/makelib/a.py"
     (run / "index.html").write_text(told)
+    (run / "notebooks").mkdir()
+    other = {"cells": [], "metadata": {"papermill": {"input_path": "/elsewhere/checkout/notebooks/01.ipynb"}}}
+    (run / "notebooks" / "01.ipynb").write_text(json.dumps(other))
     (run / "figures").mkdir()
     (run / "figures" / "a.png").write_bytes(told.encode())  # no text: stays as it is
     with zipfile.ZipFile(pack(run)) as archive:
@@ -161,3 +164,4 @@ def test_a_packed_run_does_not_say_where_it_was_made(tmp_path, monkeypatch):
             f"run/models ~/run-2 ./notebooks/01.ipynb {tmp_path}x ./makelib/a.py"
         )
         assert archive.read("run/figures/a.png").decode() == told
+        assert b'"./notebooks/01.ipynb"' in archive.read("run/notebooks/01.ipynb")

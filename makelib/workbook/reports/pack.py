@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from makelib.runtime import UserError, atomic_file
@@ -24,7 +26,9 @@ MOMENT = (1980, 1, 1, 0, 0, 0)
 def pack(run: Path | str, out: Path | None = None) -> Path:
     """Write `<run>.zip` beside the run, or to `out`; unpacked, its `index.html` opens offline.
 
-    Nobody learns where it was made: the run's folder goes by its name, the checkout is `.`, the home folder `~`. Links are not followed, so nothing from outside the run's folder gets in. Raises `UserError` where there is no report.
+    Nobody learns where it was made: the run's folder goes by its name, the checkout (this one, and that of the executed notebooks) is
+    `.`, the home folder `~`. Links are not followed, so nothing from outside the run's folder gets in. Raises `UserError` where there is
+    no report.
     """
     folder = find_report(run).resolve()
     out = Path(out) if out else folder.with_suffix(".zip")
@@ -36,20 +40,27 @@ def pack(run: Path | str, out: Path | None = None) -> Path:
         for file in folder.glob(pattern)
         if file.is_file() and not file.is_symlink() and file.resolve().is_relative_to(folder)
     )
+    checkouts = {Path.cwd(), Path(__file__).parents[3], *map(_checkout, folder.glob("notebooks/*.ipynb"))} - {None}
+    names = {Path.home(): "~"} | dict.fromkeys(checkouts, ".") | {folder: folder.name}
     with atomic_file(out) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
             entry = zipfile.ZipInfo(f"{folder.name}/{file.relative_to(folder).as_posix()}", MOMENT)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(entry, _anywhere(file, folder))
+            archive.writestr(entry, _anywhere(file, names))
     return out
 
 
-def _anywhere(file: Path, run: Path) -> bytes:
-    """Bytes of a file, in texts without the folders of this machine, the longest of them first."""
+def _checkout(executed: Path) -> Path | None:
+    """The checkout whose notebook this was, as papermill noted."""
+    noted = json.loads(executed.read_text(encoding="utf-8"))["metadata"].get("papermill", {}).get("input_path")
+    return Path(noted).parent.parent if noted and Path(noted).is_absolute() else None
+
+
+def _anywhere(file: Path, names: Mapping[Path, str]) -> bytes:
+    """Bytes of a file, in texts with the names of folders instead of the folders, the longest of them first."""
     content = file.read_bytes()
     if file.suffix not in TEXTS:
         return content
-    names = {run: run.name, Path.cwd(): ".", Path(__file__).parents[3]: ".", Path.home(): "~"}
     for folder in sorted(names, key=lambda folder: len(str(folder)), reverse=True):
         if len(folder.parts) > 1:  # a home of `/` names nothing
             content = re.sub(
