@@ -5,6 +5,7 @@ from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from hostile import HOSTILE
+from playwright.sync_api import TimeoutError
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "reports" / "screenshots"
@@ -57,6 +58,17 @@ NAMELESS = """root => [...root.querySelectorAll("input, select, textarea, button
     !(it.alt || it.getAttribute("aria-label") || it.labels?.[0]?.textContent.trim() || it.textContent.trim() && it.matches("button")
       || it.title)
     ).map(it => it.outerHTML.slice(0, 120))"""
+
+
+def opened(page, address, explorers=1):
+    """Go there and wait for the explorers. Voilà has left a page without its widgets once in about sixty loads; a person reloads then."""
+    last = page.locator(".mkx-panel").nth(explorers - 1).locator(".mkx-tile").first
+    page.goto(address)
+    try:
+        last.wait_for(timeout=45_000)
+    except TimeoutError:
+        page.reload()
+        last.wait_for()
 
 
 def shown(panel):

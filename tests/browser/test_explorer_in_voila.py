@@ -10,7 +10,6 @@ import explore
 import lab
 import psutil
 import pytest
-from playwright.sync_api import TimeoutError
 
 pytestmark = pytest.mark.browser
 
@@ -28,22 +27,11 @@ def address(workplace, tmp_path_factory):
         yield found
 
 
-def opened(page, address, explorers=1):
-    """Go there and wait for the explorers. Voilà has left a page without its widgets once in about sixty loads; a person reloads then."""
-    last = page.locator(".mkx-panel").nth(explorers - 1).locator(".mkx-tile").first
-    page.goto(address)
-    try:
-        last.wait_for(timeout=45_000)
-    except TimeoutError:
-        page.reload()
-        last.wait_for()
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_colleague_explores(workplace, address, gated_page, theme):
     page, refused = gated_page(viewport={"width": 1280, "height": 1400}, bypass_csp=True)  # for axe
     page.set_default_timeout(90_000)
-    opened(page, f"{address}/voila/render/05_query_explorer.ipynb?theme={theme}")
+    explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb?theme={theme}")
     panel = page.locator(".mkx-panel")
     assert page.title() == "Query explorer"
     assert page.get_by_role("heading", level=1).inner_text().startswith("5 · The query explorer")
@@ -74,7 +62,7 @@ def test_what_nobody_types_is_held(workplace, address, gated_page):
     full = workplace[1].retriever("full")
     page, _ = gated_page(viewport={"width": 1280, "height": 1400})
     page.set_default_timeout(90_000)
-    opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
+    explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
     panel = page.locator(".mkx-panel")
     panel.get_by_text("History and state").click()
     for query in ("red dress", "blue bag"):
@@ -96,7 +84,7 @@ def test_a_hostile_catalogue_stays_inert(address, gated_page):
     page.set_default_timeout(90_000)
     dialogs = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    opened(page, f"{address}/voila/render/hostile.ipynb", explorers=2)
+    explore.opened(page, f"{address}/voila/render/hostile.ipynb", explorers=2)
     explore.attack(page)
     assert (refused, dialogs) == ([], [])
 
@@ -130,7 +118,7 @@ def test_whoever_leaves_gives_his_kernel_back(address, gated_page):
     before = {kernel.pid for kernel in kernels()}  # visitors before him may be leaving still
     page, _ = gated_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(90_000)
-    opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
+    explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
     own = {kernel.pid for kernel in kernels()} - before
     assert len(own) == 2
     page.goto("about:blank")
@@ -148,7 +136,7 @@ def test_a_further_visitor_costs_little(workplace, address, gated_page):
         page, _ = gated_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(90_000)
         began = time.monotonic()
-        opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
+        explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
         took = time.monotonic() - began
         explore.ask(page.locator(".mkx-panel"), "red dress")
         page.locator(".mkx-status b", has_text="red dress").wait_for()

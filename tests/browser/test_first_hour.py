@@ -42,9 +42,8 @@ def test_readmes_first_screen_leads_to_a_search_and_to_why(newcomer, gated_page,
         assert "Nobody has trained full, seed 0 and title, seed 0 yet: that comes first" in log.read_text()
         page, refused = gated_page(viewport={"width": 1280, "height": 1400})
         page.set_default_timeout(90_000)
-        page.goto(address[0])
+        explore.opened(page, address[0])
         panel = page.locator(".mkx-panel")
-        panel.locator(".mkx-tile").first.wait_for()
         panel.get_by_label("Query").fill(query)
         panel.locator(".mkx-status b", has_text=query).wait_for()
         assert panel.locator(".mkx-cards .mkx-category").all_inner_texts()[:4] == ["dresses"] * 4
