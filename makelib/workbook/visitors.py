@@ -94,7 +94,9 @@ def opened(notebook: Path) -> QueryExplorer:
             f"Nobody has trained {' and '.join(missing)} yet: that comes first, once. About a minute with smoke, four with quick, "
             "on two cores; the bars say how far it is."
         )
-    experiment.train(arms)
+        experiment.train(arms)
+        # a process that has trained has threads whose locks a fork would keep for ever: begin again, without them
+        os.execv(sys.executable, [sys.executable, "-m", "makelib.workbook.visitors", *sys.argv[1:]])
     set_threads(1)
     _say("Opening the models …")
     explorer = QueryExplorer(experiment)
