@@ -75,7 +75,10 @@ def serve(notebook: Path, voila: Sequence[str]) -> int:
 
 
 def opened(notebook: Path) -> QueryExplorer:
-    """An explorer of what the notebook opens, all that it draws drawn once; with one thread, for whoever has more is not forked safely."""
+    """An explorer of what the notebook opens, all that it draws drawn once; with one thread, for whoever has more is not forked safely.
+
+    Where models are missing it trains them, and the process begins anew: this does not return then.
+    """
     with loading():
         from makelib.study.experiment import Experiment
         from makelib.workbook import notebook as chapter  # noqa: F401  as the page does

@@ -198,11 +198,8 @@ class Views:
 
     def _asked(self, state: State) -> np.ndarray:
         """Rows of the known queries that are written as the state's."""
-        return (
-            self._known.get(state.query.strip().lower(), np.array([], int))
-            if state.by == "query"
-            else np.array([], int)
-        )
+        none = np.array([], int)
+        return self._known.get(state.query.strip().lower(), none) if state.by == "query" else none
 
     def marked(self, hits: pd.DataFrame, state: State) -> pd.DataFrame:
         """Hits with `relevance` (NaN where the query is not known), `wishes` in words, `clicked`."""
