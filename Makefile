@@ -48,7 +48,7 @@ reproduce: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MAKELIB_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not notebooks and not browser"
-	$(BIN)/pytest -vv --durations=8 -m "notebooks or browser"
+	$(BIN)/pytest -vv --durations=8 --timeout 900 -m "notebooks or browser"
 
 bench: $(STAMP)
 	@$(BIN)/python -c "import open_clip" 2>/dev/null || $(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[peers]'

@@ -326,46 +326,48 @@ def write_yaml(settings: Settings, path: Path) -> None:
         draft.write_text(yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+#: what each preset changes in `Settings`
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"model.image_frozen": True},
+    "smoke": {
+        "seeds": (0,),
+        "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
+        "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
+        "training.steps": 60, "training.image_warmup": 120, "training.batch_size": 128, "training.evaluations": 1,
+        "text.vocabulary": 1000,
+        "evaluation.validation_queries": 60, "evaluation.test_queries": 150,
+    },
+    "pretrained": {
+        "model.image_backbone": "tf_efficientnet_lite0", "model.image_pretrained": True, "model.image_frozen": True,
+        "model.image_size": 128, "model.image_levels": (1, 2, 3, 4),
+    },
+    "full": {
+        "seeds": (0, 1, 2, 3, 4),
+        "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
+        "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
+        "model.image_frozen": True, "training.image_warmup": 6000,
+        "training.steps": 960, "training.evaluations": 8, "training.patience": 3,
+        "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
+        "ablation.fusions": FUSIONS,
+        "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "raw", "oracle", "unique_queries", "tfidf"),
+    },
+    "million": {
+        "seeds": (0,),
+        "bazaar.products": 1_000_000, "bazaar.queries": 15000, "bazaar.clicks": 500_000,
+        "files.limit": 1_000_000, "files.queries": 15000, "files.clicks": 500_000,
+        "model.image_frozen": True, "training.evaluations": 1,
+        "evaluation.test_queries": 3000, "index.kind": "ivf", "ablation.fusions": ("adaptive",), "ablation.keywords": ("none",),
+    },
+}  # fmt: skip
+
+
 def preset(name: str) -> Settings:
     """`smoke` (seconds, for tests), `quick` (minutes, the default), `full` (hours, all arms, five seeds), `million` (10⁶ products,
     one arm, its index `ivf`; about an hour on a core), or `pretrained`: `quick` with a frozen image tower that others trained on
     photographs (extra `pretrained`)."""
-    quick = Settings()
-    presets = {
-        "quick": {"model.image_frozen": True},
-        "smoke": {
-            "seeds": (0,),
-            "bazaar.products": 800, "bazaar.queries": 600, "bazaar.clicks": 8000,
-            "files.limit": 600, "files.queries": 600, "files.clicks": 8000,
-            "training.steps": 60, "training.image_warmup": 120, "training.batch_size": 128, "training.evaluations": 1,
-            "text.vocabulary": 1000,
-            "evaluation.validation_queries": 60, "evaluation.test_queries": 150,
-        },
-        "pretrained": {
-            "model.image_backbone": "tf_efficientnet_lite0", "model.image_pretrained": True, "model.image_frozen": True,
-            "model.image_size": 128, "model.image_levels": (1, 2, 3, 4),
-        },
-        "full": {
-            "seeds": (0, 1, 2, 3, 4),
-            "bazaar.products": 20000, "bazaar.queries": 8000, "bazaar.clicks": 300000,
-            "files.limit": 0, "files.queries": 8000, "files.clicks": 300000,
-            "model.image_frozen": True, "training.image_warmup": 6000,
-            "training.steps": 960, "training.evaluations": 8, "training.patience": 3,
-            "evaluation.validation_queries": 1000, "evaluation.test_queries": 3000,
-            "ablation.fusions": FUSIONS,
-            "ablation.keywords": ("none", "enrichment", "false_negatives", "both", "raw", "oracle", "unique_queries", "tfidf"),
-        },
-        "million": {
-            "seeds": (0,),
-            "bazaar.products": 1_000_000, "bazaar.queries": 15000, "bazaar.clicks": 500_000,
-            "files.limit": 1_000_000, "files.queries": 15000, "files.clicks": 500_000,
-            "model.image_frozen": True, "training.evaluations": 1,
-            "evaluation.test_queries": 3000, "index.kind": "ivf", "ablation.fusions": ("adaptive",), "ablation.keywords": ("none",),
-        },
-    }  # fmt: skip
-    if name not in presets:
-        raise UserError(f"Unknown preset {name!r}. Choose one of: {', '.join(presets)}.")
-    return quick.replace(name=name, **presets[name])
+    if name not in PRESETS:
+        raise UserError(f"Unknown preset {name!r}. Choose one of: {', '.join(PRESETS)}.")
+    return Settings().replace(name=name, **PRESETS[name])
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:

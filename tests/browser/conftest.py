@@ -22,6 +22,10 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+#: milliseconds until what a test waits for counts as never coming; a machine may be busy
+PATIENCE = 90_000
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A Playwright `Browser`. Without Chromium the test is skipped, or fails where MAKELIB_NEEDS_BROWSER is set."""
@@ -29,8 +33,9 @@ def browser():
     if executable is None:
         reason = "no Chromium on this machine: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("MAKELIB_NEEDS_BROWSER") else pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
         yield launched
@@ -62,6 +67,7 @@ def gated_page(browser):
                     refused.append(socket.url)
 
             context.route("**/*", gate)
+            context.set_default_timeout(PATIENCE)
             page = context.new_page()
             page.on("websocket", watch)
             return page, refused

@@ -1,11 +1,12 @@
 """The explorer as a person sees and handles it, the same in JupyterLab and in Voilà."""
 
-import json
+import time
 from pathlib import Path
 
+import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from hostile import HOSTILE
-from playwright.sync_api import TimeoutError
+from playwright.sync_api import TimeoutError, expect
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "reports" / "screenshots"
@@ -76,13 +77,25 @@ def shown(panel):
     return panel.locator(".mkx-cards [data-product]").evaluate_all("tiles => tiles.map(tile => tile.dataset.product)")
 
 
-def wait_for(panel, products):
-    """Until the tiles are these products, in this order."""
-    panel.page.wait_for_function(
-        """([panel, wanted]) => JSON.stringify([...panel.querySelectorAll('.mkx-cards [data-product]')]
-            .map(tile => tile.dataset.product)) === wanted""",
-        arg=[panel.element_handle(), json.dumps(products, separators=(",", ":"))],
-    )
+def wait_for(panel, retriever, query, k=12):
+    """Until the tiles are this retriever's first `k`, in order; of scores that are level to four digits either may come first, for
+    the explorer's process has another number of threads, which round otherwise."""
+    hits = retriever.search(query, len(retriever.catalog))
+    scores, best = dict(zip(hits["product_id"], hits["score"], strict=True)), hits["score"].to_numpy()[:k]
+    deadline = time.monotonic() + 90
+    while True:
+        found = shown(panel)
+        if len(set(found)) == len(found) == k and np.allclose(
+            [scores[product] for product in found], best, rtol=0, atol=1e-4
+        ):
+            return
+        assert time.monotonic() < deadline, f"{query!r}: {k} wanted, {len(found)} shown: {found[:12]} …"
+        panel.page.wait_for_timeout(100)
+
+
+def wait_for_tiles(panel, number):
+    """Until so many tiles are in the page: cells may still be on their way when the line above them says what was found."""
+    expect(panel.locator(".mkx-cards [data-product]")).to_have_count(number)
 
 
 def ask(panel, query):
@@ -115,11 +128,11 @@ def tour(panel, experiment):
     full, title = (experiment.retriever(variant) for variant in ("full", "title"))
     query = experiment.catalog.queries["query"].iloc[3]
     ask(panel, query)
-    wait_for(panel, full.search(query, 12)["product_id"].tolist())
+    wait_for(panel, full, query)
     panel.get_by_label("Model").select_option("title, seed 0")
-    wait_for(panel, title.search(query, 12)["product_id"].tolist())
+    wait_for(panel, title, query)
     panel.get_by_label("Model").select_option("full, seed 0")
-    wait_for(panel, full.search(query, 12)["product_id"].tolist())
+    wait_for(panel, full, query)
     panel.get_by_role("button", name="Why?").nth(1).click()
     panel.locator(".mkx-why").wait_for()
     assert panel.locator(".mkx-chosen").get_attribute("data-rank") == "2"
@@ -142,7 +155,7 @@ def attack(page):
         found = []
         ask(panel, HOSTILE[1])
         panel.locator(".mkx-status bdi", has_text="onerror").wait_for()
-        assert len(shown(panel)) == 60
+        wait_for_tiles(panel, 60)
         found.append(panel.evaluate(SKELETON))
         place = next(  # a title that would break out, or any of the tame ones
             (

@@ -93,7 +93,6 @@ def write_notebook(path, *cells):
 
 def open_notebook(page, address, notebook):
     """Open a notebook in Lab, and wait for its kernel."""
-    page.set_default_timeout(90_000)
     page.goto(f"{address}/lab/tree/{notebook}?reset")
     page.wait_for_function("window.jupyterapp !== undefined")
     page.evaluate(

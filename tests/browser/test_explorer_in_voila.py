@@ -30,7 +30,6 @@ def address(workplace, tmp_path_factory):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_colleague_explores(workplace, address, gated_page, theme):
     page, refused = gated_page(viewport={"width": 1280, "height": 1400}, bypass_csp=True)  # for axe
-    page.set_default_timeout(90_000)
     explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb?theme={theme}")
     panel = page.locator(".mkx-panel")
     assert page.title() == "Query explorer"
@@ -61,27 +60,25 @@ def test_what_nobody_types_is_held(workplace, address, gated_page):
     """Two hundred results right after the first tiles, and a word of five thousand letters."""
     full = workplace[1].retriever("full")
     page, _ = gated_page(viewport={"width": 1280, "height": 1400})
-    page.set_default_timeout(90_000)
     explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
     panel = page.locator(".mkx-panel")
     panel.get_by_text("History and state").click()
     for query in ("red dress", "blue bag"):
         panel.get_by_label("State").fill(json.dumps({"query": query, "variant": "full, seed 0", "k": 200}))
         panel.get_by_role("button", name="Restore").click()
-        explore.wait_for(panel, full.search(query, 200)["product_id"].tolist())
+        explore.wait_for(panel, full, query, 200)
         assert panel.get_by_label("Results", exact=True).input_value() == "200"
     panel.get_by_label("Results", exact=True).select_option("6")
     word = "ab" * 2500
     explore.ask(panel, word)
     panel.locator(".mkx-status b", has_text=word).wait_for()
-    assert len(explore.shown(panel)) == 6
+    explore.wait_for_tiles(panel, 6)
     assert panel.locator(".mkx-status").bounding_box()["height"] < 160
     explore.easy_to_read(panel)
 
 
 def test_a_hostile_catalogue_stays_inert(address, gated_page):
     page, refused = gated_page(viewport={"width": 1280, "height": 1400})
-    page.set_default_timeout(90_000)
     dialogs = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     explore.opened(page, f"{address}/voila/render/hostile.ipynb", explorers=2)
@@ -105,7 +102,6 @@ def test_a_mistake_is_a_sentence_on_the_page(workplace, address, gated_page):
         workplace[0] / "notebooks" / "mistake.ipynb", "from makelib import Experiment", "Experiment.open('', 'quikc')"
     )
     page, refused = gated_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(90_000)
     page.goto(f"{address}/voila/render/mistake.ipynb")
     page.get_by_text("Unknown preset 'quikc'. Choose one of: quick, smoke").wait_for()
     assert "Traceback" not in page.locator("body").inner_text()
@@ -117,7 +113,6 @@ def test_a_mistake_is_a_sentence_on_the_page(workplace, address, gated_page):
 def test_whoever_leaves_gives_his_kernel_back(address, gated_page):
     before = {kernel.pid for kernel in kernels()}  # visitors before him may be leaving still
     page, _ = gated_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(90_000)
     explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
     own = {kernel.pid for kernel in kernels()} - before
     assert len(own) == 2
@@ -134,7 +129,6 @@ def test_a_further_visitor_costs_little(workplace, address, gated_page):
     for _ in range(2):
         before = {kernel.pid for kernel in kernels()}
         page, _ = gated_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(90_000)
         began = time.monotonic()
         explore.opened(page, f"{address}/voila/render/05_query_explorer.ipynb")
         took = time.monotonic() - began

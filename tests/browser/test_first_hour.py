@@ -41,7 +41,6 @@ def test_readmes_first_screen_leads_to_a_search_and_to_why(newcomer, gated_page,
             time.sleep(0.5)
         assert "Nobody has trained full, seed 0 and title, seed 0 yet: that comes first" in log.read_text()
         page, refused = gated_page(viewport={"width": 1280, "height": 1400})
-        page.set_default_timeout(90_000)
         explore.opened(page, address[0])
         panel = page.locator(".mkx-panel")
         panel.get_by_label("Query").fill(query)

@@ -14,7 +14,6 @@ VIEW = {"width": 1280, "height": 2000}
 
 def opened(page, address, notebook):
     """Open a saved notebook as it lies there."""
-    page.set_default_timeout(90_000)
     page.goto(f"{address}/lab/tree/{notebook}?reset")
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from makelib.runtime import UserError
-from makelib.settings import preset, write_yaml
+from makelib.settings import PRESETS, preset, write_yaml
 from makelib.workbook.reports import run as reports
 from makelib.workbook.reports.offline import mathml, to_html
 from makelib.workbook.reports.pages import changed_leaves, duration, headline
@@ -190,6 +190,13 @@ def test_a_second_run_over_mended_notebooks_ends_well(tmp_path, capsys):
         assert reports.reproduce("smoke", "bazaar", 0, out, {}, tmp_path / "notebooks") == 0
     assert "1/1 01_data  ok" in capsys.readouterr().out
     assert "This run left no results" in (out / "index.html").read_text()
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("name", sorted({*PRESETS} - {"smoke", "quick"}))
+def test_every_preset_can_be_reproduced(tmp_path, name):
+    toy(tmp_path / "notebooks", "01_data", "pass")
+    assert reports.reproduce(name, "bazaar", 0, tmp_path / "out", {}, tmp_path / "notebooks") == 0
 
 
 @pytest.mark.notebooks

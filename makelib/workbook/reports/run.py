@@ -37,8 +37,8 @@ from makelib.workbook.reports.pages import Notebook, duration, index_page
 ROOT = Path(__file__).resolve().parents[3]
 #: the parameters cell of every notebook: name to type
 PARAMETERS = {"preset": str, "catalog": str, "seeds": int, "run": str, "overrides": dict}
-#: hours that one cell may take before it counts as stalled
-CELL_HOURS = {"smoke": 1, "quick": 3, "full": 48}
+#: hours that one cell may take before it counts as stalled; 48 with every other preset
+CELL_HOURS = {"smoke": 1, "quick": 3}
 #: seconds between two lines of progress where the output is a log
 LOG_EVERY = 15.0
 
@@ -80,7 +80,7 @@ def reproduce(
     parameters = {
         "preset": preset, "catalog": catalog, "seeds": seeds, "run": _relative(out, root), "overrides": overrides,
     }  # fmt: skip
-    cell_timeout = cell_timeout or CELL_HOURS[preset] * 3600
+    cell_timeout = cell_timeout or CELL_HOURS.get(preset, 48) * 3600
 
     run = _Run(out, root, parameters, cell_timeout, made_by=provenance())
     with alone(out / "index.html"):  # a second report of the same run would clear away what this one has written
