@@ -11,10 +11,16 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from makelib.runtime import DISK, Stopped, UserError, loading, meant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from makelib.data.catalog import Catalog
 
 #: exit code of an import that lost a larger share than `--warn-share` of a table's rows or of the photographs
 LOST = 3
@@ -25,10 +31,12 @@ LOST = 3
 def data_bazaar(given: Namespace) -> None:
     from makelib.data.sources import open_catalog
     from makelib.data.sources.bazaar import world
+    from makelib.data.tables import check_target
     from makelib.settings import preset
 
     settings = preset(given.preset).replace(**overrides(given.set))
-    _check_out(given.out)
+    if given.out:
+        check_target(given.out)  # before anything is made
     catalog = world.generate(settings.bazaar, given.out) if given.out else open_catalog("bazaar", settings)
     print(
         f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries, {len(catalog.interactions)} clicks"
@@ -58,11 +66,13 @@ def data_import(given: Namespace) -> int:
 def data_hub(given: Namespace) -> None:
     from makelib.data.sources import hub
     from makelib.data.sources.files.health import health_report
+    from makelib.data.tables import check_target
     from makelib.settings import preset
 
     settings = preset(given.preset).replace(**overrides(given.set)).files
     stated = {key: getattr(given, key) for key in ("limit", "seed") if getattr(given, key) is not None}
-    _check_out(given.out)
+    if given.out:
+        check_target(given.out)  # before anything is fetched
     catalog = hub.open_set(given.name.removeprefix("hub:"), dataclasses.replace(settings, **stated), out=given.out)
     print(_imported(catalog, health_report(catalog)))
 
@@ -241,7 +251,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(to, function, name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(
+        to: Any, function: Callable, name: str, text: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         added = to.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
         added.set_defaults(command=function)
         return added
@@ -384,17 +396,11 @@ def _run(given: Namespace) -> Path:
     return given.run or run_folder(given.preset, given.catalog)
 
 
-def _check_out(out: Path | None) -> None:
-    """Refuse, before anything is made or fetched, a folder that holds something else than a catalogue."""
-    if out and out.exists() and not (out / "catalogue.json").is_file():
-        raise UserError(f"{out} exists and is no catalogue; choose another --out, so that nothing is overwritten.")
-
-
-def _imported(catalog, health: str) -> str:
+def _imported(catalog: Catalog, health: str) -> str:
     return f"{catalog.folder}: {len(catalog)} products, {len(catalog.queries)} queries\n\n{health}"
 
 
-def _table(table) -> str:
+def _table(table: pd.DataFrame) -> str:
     return table.to_string(index=table.index.inferred_type == "string", float_format="{:.3f}".format, max_colwidth=60)
 
 

@@ -94,7 +94,7 @@ def _notebook_bar() -> type[tqdm.tqdm]:
     from tqdm.notebook import tqdm as notebook_bar
 
     class Bar(notebook_bar):
-        def __init__(self, *arguments, **options) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, display=False)
             if not self.disable:
                 self.place = display(self.container, display_id=True)
@@ -109,7 +109,7 @@ def _notebook_bar() -> type[tqdm.tqdm]:
             )
             return {"text/html": f'{_REOPENED}<p class="makelib-reopened">{html.escape(said)}</p>', "text/plain": said}
 
-        def display(self, *arguments, **options) -> None:
+        def display(self, *arguments: Any, **options: Any) -> None:
             super().display(*arguments, **options)
             if getattr(self, "reopened", None) is not None and time.monotonic() - self.told > 5:
                 self.told = time.monotonic()

@@ -34,6 +34,8 @@ AT_LEAST = {
     "training.batch_size": 1, "training.image_warmup_batch": 1, "training.evaluations": 1, "training.checkpoint_every": 1, "index.hnsw_links": 2,
     "index.hnsw_search": 1, "evaluation.cutoffs": 1, "evaluation.validation_queries": 1, "evaluation.test_queries": 1,
 }  # fmt: skip
+#: how dataclasses are read from YAML and JSON: no key too many, lists for tuples, and 1 where a float is meant
+STRICT = dacite.Config(strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x})
 #: settings that scripts may still name -> why nothing listens to them
 RETIRED = {"evaluation.resamples": "intervals are computed and no longer drawn."}
 
@@ -293,11 +295,8 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 def from_dict(tree: dict[str, Any], where: str = "settings") -> Settings:
     """The inverse of `to_dict`. Missing keys take their defaults; unknown keys, wrong types and numbers out of their range
     raise `UserError`."""
-    config = dacite.Config(
-        strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x}
-    )  # fmt: skip
     try:
-        settings = dacite.from_dict(Settings, tree, config)
+        settings = dacite.from_dict(Settings, tree, STRICT)
     except dacite.DaciteError as error:
         raise UserError(f"{where}: {error}. See makelib/settings.py for every key and its type.") from None
     for name, value in leaves(to_dict(settings)):
@@ -311,13 +310,22 @@ def from_dict(tree: dict[str, Any], where: str = "settings") -> Settings:
 
 def read_yaml(path: Path) -> Settings:
     """Settings from a YAML file. Raises `UserError` when it is missing, is no YAML mapping or has unknown keys."""
+    return from_dict(read_mapping(path, "training: {steps: 100}"), where=str(path))
+
+
+def read_mapping(path: Path, example: str, blank: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A YAML file that holds a mapping; `blank` is what a file without anything in it stands for, if for something.
+
+    Raises `UserError`, with an `example`, where it is missing or holds something else.
+    """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read settings from {path}: {error}".replace("\n", " ")) from None
+        raise UserError(f"Cannot read {path}: {error}".replace("\n", " ")) from None
+    tree = blank if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of settings, such as `training: {{steps: 100}}`.")
-    return from_dict(tree, where=str(path))
+        raise UserError(f"{path} must hold a mapping, such as `{example}`.")
+    return tree
 
 
 def write_yaml(settings: Settings, path: Path) -> None:

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 import makelib
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 #: packages of the workbook by the names under which they are imported
 WORKBOOK = ("IPython", "bs4", "ipywidgets", "jinja2", "jupyterlab", "latex2mathml", "matplotlib", "nbconvert", "papermill", "plotly", "voila")  # fmt: skip
 
@@ -67,9 +68,7 @@ def test_everything_below_the_workbook_works_without_its_packages():
 
 
 def test_the_contract_forbids_the_packages_of_the_workbook():
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
+    contracts = PROJECT["tool"]["importlinter"]["contracts"]
     assert set(WORKBOOK) <= {name for contract in contracts for name in contract.get("forbidden_modules", [])}
     listed = {Requirement(text).name for text in EXTRAS["workbook"]}
     assert {"beautifulsoup4" if name == "bs4" else name for name in WORKBOOK} - {"IPython"} <= listed
@@ -141,3 +140,4 @@ def test_nobody_cites_a_page_that_is_not_here():
 def test_make_check_asks_the_contracts_and_the_types():
     made = subprocess.run(["make", "-n", "check"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"lint-imports", "mypy"} <= {word.rsplit("/", 1)[-1] for word in made.split()}
+    assert PROJECT["tool"]["mypy"]["disallow_untyped_defs"]

@@ -47,7 +47,8 @@ def test_unknown_preset():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "Cannot read"), ("- 1", "mapping"), ("training: {stepz: 1}", "stepz")]
+    ("text", "message"),
+    [("a: [", "Cannot read"), ("- 1", "mapping"), ("", "mapping"), ("training: {stepz: 1}", "stepz")],
 )
 def test_bad_files(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(text)

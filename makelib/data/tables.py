@@ -50,14 +50,7 @@ def write_catalog(
     if isinstance(products, pd.DataFrame):
         whole = products
         products = (product_table(whole.iloc[start : start + PART]) for start in range(0, len(whole), PART))
-    queries = queries.copy()
-    if "constraints" not in queries:
-        queries["constraints"] = None
-    if "intent" not in queries:
-        queries["intent"] = [
-            json.dumps(constraints, sort_keys=True) if constraints else text.strip().lower()
-            for constraints, text in zip(queries["constraints"], queries["query"], strict=True)
-        ]
+    queries = _with_intents(queries)
     for checked, column, allowed in ((queries, "split", SPLITS), (interactions, "kind", KINDS)):
         unknown = set(checked[column]) - set(allowed)
         if unknown:
@@ -68,12 +61,7 @@ def write_catalog(
                 writer.write_table(part)
         product_ids = pq.ParquetFile(draft / "products.parquet").read(columns=["product_id"])["product_id"].to_pandas()
         for ids, key in ((product_ids, "product_id"), (queries["query_id"], "query_id")):
-            if ids.duplicated().any():
-                raise UserError(
-                    f"{key} {ids[ids.duplicated()].iloc[0]!r} stands on more than one row; ids must be unique."
-                )
-        rows_of(interactions["query_id"], queries["query_id"], Path("interactions"))
-        rows_of(interactions["product_id"], product_ids, Path("interactions"))
+            _check_ids(ids, key, interactions)
         small = {"queries": _table(queries, QUERIES), "interactions": _table(interactions, INTERACTIONS)}
         if truth is not None:
             small["truth"] = pa.Table.from_pandas(truth, preserve_index=False)
@@ -95,6 +83,34 @@ def write_catalog(
             encoding="utf-8",
         )
     return Catalog.open(folder)
+
+
+def _with_intents(queries: pd.DataFrame) -> pd.DataFrame:
+    """The queries with the columns that may be absent."""
+    queries = queries.copy()
+    if "constraints" not in queries:
+        queries["constraints"] = None
+    if "intent" not in queries:
+        queries["intent"] = [
+            json.dumps(constraints, sort_keys=True) if constraints else text.strip().lower()
+            for constraints, text in zip(queries["constraints"], queries["query"], strict=True)
+        ]
+    return queries
+
+
+def _check_ids(ids: pd.Series, key: str, interactions: pd.DataFrame) -> None:
+    """Raises `UserError` for an id that stands twice, or one that interactions name and nobody has."""
+    if ids.duplicated().any():
+        raise UserError(f"{key} {ids[ids.duplicated()].iloc[0]!r} stands on more than one row; ids must be unique.")
+    rows_of(interactions[key], ids, Path("interactions"))
+
+
+def check_target(folder: Path) -> None:
+    """Raises `UserError` where a catalogue that is written to `folder` would take the place of something else; an empty folder is
+    free, but not the working directory."""
+    empty = folder.name and folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "catalogue.json").is_file():
+        raise UserError(f"{folder} exists and is no catalogue; choose another --out, so that nothing is overwritten.")
 
 
 def product_table(products: pd.DataFrame) -> pa.Table:

@@ -10,6 +10,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from makelib.model.make import MakeModel
 from makelib.ranks import decided, place
@@ -35,7 +37,13 @@ def copied_weights(model: MakeModel) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    folder: Path, model: MakeModel, optimizer, scaler, state: TrainingState, best: dict[str, Tensor], identity: str
+    folder: Path,
+    model: MakeModel,
+    optimizer: Optimizer,
+    scaler: GradScaler | None,
+    state: TrainingState,
+    best: dict[str, Tensor],
+    identity: str,
 ) -> None:
     """Weights, optimiser moments, the loss scale of fp16 (`scaler`, else None) and the state, as safetensors and JSON: no pickle
     is ever read."""
@@ -53,7 +61,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: MakeModel, optimizer, scaler, identity: str
+    folder: Path, model: MakeModel, optimizer: Optimizer, scaler: GradScaler | None, identity: str
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """What `save_checkpoint` wrote, for all processes; the main one reads, for another machine may not see the folder.
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class MakeConfig(PretrainedConfig):
         title_tokens: int = 28,
         categories: int = 0,
         heads_for: Sequence[str] = (),
-        **other,
+        **other: Any,
     ) -> None:
         self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
         self.gate_temperature, self.summary_dropout = gate_temperature, summary_dropout
@@ -376,14 +377,14 @@ class MakeModel(PreTrainedModel):
 
     # -- to and from a folder -------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, **options) -> None:
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Weights (safetensors), configuration and tokenizer into one folder."""
         super().save_pretrained(folder, **options)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *arguments, **options) -> MakeModel:
+    def from_pretrained(cls, folder: str | Path, *arguments: Any, **options: Any) -> MakeModel:
         """The inverse of `save_pretrained`; in evaluation mode. Raises `UserError` where the folder holds no model."""
         try:
             model = super().from_pretrained(folder, *arguments, **options)

@@ -40,6 +40,8 @@ from makelib.settings import Objectives, Settings, to_dict
 #: features and masks that every process needs of every other's rows
 GATHERED = ("q", "p", "u_t", "u_v", "w", "q_plus", "p_hard", "title_image_logits", "query_product_logits")
 GATHERED_PAIRS = ("positives", "negatives")
+#: what is called after each step with the stage, the step and the curves so far
+Watcher = Callable[[str, int, list[dict]], None]
 #: steps between two looks at the numbers; in between the host only sends work ahead
 LOG = 10
 
@@ -94,7 +96,7 @@ def train(
     seed: int,
     folder: Path,
     *,
-    on_step: Callable[[str, int, list[dict[str, float]]], None] | None = None,
+    on_step: Watcher | None = None,
     stop_after: int | None = None,
 ) -> MakeModel:
     """Train a model from the first step, or from the checkpoint that `folder` holds, to the end; returns the best one.
@@ -171,7 +173,7 @@ def _begin(catalog: Catalog, settings: Settings, seed: int, folder: Path) -> Run
     return Run(catalog, settings, seed, folder, key, accelerator, batches, model, wrapped, optimizer, state, best)
 
 
-def _train(run: Run, on_step, stop_after: int | None) -> MakeModel:
+def _train(run: Run, on_step: Watcher | None, stop_after: int | None) -> MakeModel:
     """Both stages, from where the run is; the best model."""
     state, training, taken = run.state, run.settings.training, 0
     if not state.curves:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from makelib.data.catalog import Catalog
+from makelib.model.make import MakeModel
 from makelib.model.training import train
 from makelib.ranks import decided, place
 from makelib.runtime import SCORING_CODE, atomic_file, code_version, fingerprint, set_threads
@@ -101,7 +102,7 @@ def run_arm(
     decided(None)  # the other processes wait until the arm is done
 
 
-def _train(catalog: Catalog, settings: Settings, seed: int, target: Path, watch: Callable[[int], None]):
+def _train(catalog: Catalog, settings: Settings, seed: int, target: Path, watch: Callable[[int], None]) -> MakeModel:
     """The trained model; its steps are noted for whoever looks on."""
     before = {"pretrain": 0, "finetune": settings.training.steps}
 
@@ -136,7 +137,7 @@ def _judge(retriever: Retriever, settings: Settings, target: Path) -> None:
     evaluate(catalog, rows, found, settings.evaluation).to_parquet(target / "per_query.parquet", index=False)
 
 
-def product_flops(model) -> float:
+def product_flops(model: MakeModel) -> float:
     """Floating-point operations to encode one product with a title of 28 tokens, as torch counts them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -146,11 +147,12 @@ def product_flops(model) -> float:
         torch.zeros(1, L, dtype=torch.long),
         torch.ones(1, L, dtype=torch.long),
         torch.zeros(1, size, size, 3, dtype=torch.uint8),
+        torch.ones(1, 2),
+        torch.zeros(1, dtype=torch.long),
     )
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        none = torch.zeros(1, dtype=torch.long, device=model.device)
-        model.product(*(x.to(model.device) for x in inputs), torch.ones(1, 2, device=model.device), none)
+        model.product(*(x.to(model.device) for x in inputs))
     return float(counter.get_total_flops())
 
 

@@ -16,7 +16,7 @@ from makelib.data.sources.bazaar.pictures import corrupt
 from makelib.data.text import encode, join
 from makelib.data.text import words as words_of
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich
-from makelib.model.make import ProductVectors
+from makelib.model.make import MakeModel, ProductVectors
 from makelib.runtime import progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings
@@ -245,7 +245,7 @@ def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Setting
     return pd.DataFrame(rows).set_index("asked")
 
 
-def _encode_pairs(model, texts: list[str], extra: list[str], settings: Settings) -> np.ndarray:
+def _encode_pairs(model: MakeModel, texts: list[str], extra: list[str], settings: Settings) -> np.ndarray:
     import torch
 
     tokens = encode(model.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)

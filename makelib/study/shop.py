@@ -22,6 +22,7 @@ import scipy.stats
 
 from makelib.data.catalog import Catalog
 from makelib.runtime import UserError
+from makelib.settings import Evaluation
 from makelib.study.experiment import Experiment
 from makelib.study.metrics import FULL
 from makelib.study.statistics import result_rows
@@ -215,7 +216,9 @@ def ab_test(
     return pd.DataFrame(lines)
 
 
-def _contrasts(frames, variants: tuple[str, str], judged) -> list[dict[str, Any]]:
+def _contrasts(
+    frames: Mapping[str, Mapping[int, pd.DataFrame]], variants: tuple[str, str], judged: Evaluation
+) -> list[dict[str, Any]]:
     """How much more relevance a group gains from the first arm than active shoppers do."""
     size = len(next(iter(next(iter(frames.values())).values()))) // len(HISTORY)
     part = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(HISTORY)}

@@ -83,7 +83,11 @@ def _axes(ax: Axes | None, **size: Any) -> Axes:
 
 
 def hits(
-    searches: Mapping[str, pd.DataFrame], images: np.ndarray, has_image: np.ndarray, title: str = "", marks=None
+    searches: Mapping[str, pd.DataFrame],
+    images: np.ndarray,
+    has_image: np.ndarray,
+    title: str = "",
+    marks: Mapping[tuple[str, int], bool] | None = None,
 ) -> Figure:
     """One row of images per search (name to table of hits), best first; `marks` maps (name, row) to a bool: green or red frame."""
     columns = max(len(table) for table in searches.values())

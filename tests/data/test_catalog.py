@@ -16,7 +16,7 @@ from PIL import Image
 
 from makelib.data.catalog import Catalog
 from makelib.data.pictures import fit, opened
-from makelib.data.tables import write_catalog
+from makelib.data.tables import check_target, write_catalog
 from makelib.runtime import UserError
 
 
@@ -160,6 +160,20 @@ def test_what_does_not_fit_is_refused_and_the_old_catalogue_stays(tmp_path, tabl
         write_catalog(tmp_path / "c", name="c", **bad)
     assert Catalog.open(tmp_path / "c").fingerprint == old.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["c"], "no draft is left behind"
+
+
+def test_a_catalogue_takes_the_place_of_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "catalogue.json").write_text("{}")
+    for free in ("new", "empty", "old"):
+        check_target(tmp_path / free)
+    for taken in (tmp_path / "letters", tmp_path / "letters" / "dear.txt", type(tmp_path)(".")):
+        with pytest.raises(UserError, match="is no catalogue; choose another --out"):
+            check_target(taken)
 
 
 def test_opening_what_is_no_catalogue(tmp_path):

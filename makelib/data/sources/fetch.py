@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import requests
 import urllib3
@@ -208,7 +209,7 @@ class _Guarded(requests.adapters.HTTPAdapter):
         self._allow = allow
         super().__init__(pool_maxsize=CONNECTIONS, max_retries=0)
 
-    def init_poolmanager(self, *arguments, **options) -> None:
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
         allow = self._allow
 

@@ -310,7 +310,9 @@ def _rows(chosen: PublicSet, place: str, parts: Path, limit: int, seed: int) -> 
     return draw(pd.concat(whole, ignore_index=True), limit, seed), read
 
 
-def _stream(place: str, pattern: str | Sequence[str], columns: Sequence[str], only: Sequence[tuple]):
+def _stream(
+    place: str, pattern: str | Sequence[str], columns: Sequence[str], only: Sequence[tuple]
+) -> datasets.IterableDataset:
     return datasets.load_dataset(
         place, data_files=pattern, split="train", streaming=True, columns=list(columns), filters=list(only) or None,
         storage_options={"hf": {"block_size": BLOCK}},

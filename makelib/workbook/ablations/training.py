@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pandas as pd
 
@@ -103,7 +104,7 @@ class Training:
         self.told(progress)
 
 
-def _run(writer: Connection, *arguments) -> None:
+def _run(writer: Connection, *arguments: Any) -> None:
     start_worker(1)
     try:
         run_arm(*arguments)

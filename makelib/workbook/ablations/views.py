@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,14 @@ class Views:
         scores = self.scores(state, (state.against, state.reference))
         return self._judged(scores, [(state.against, state.reference)], state, list(self.segments), correct=False)
 
-    def _judged(self, scores, pairs, state: State, segments: list[str], correct: bool = True) -> list[dict[str, Any]]:
+    def _judged(
+        self,
+        scores: Mapping[str, Mapping[int, pd.DataFrame]],
+        pairs: Sequence[tuple[str, str]],
+        state: State,
+        segments: list[str],
+        correct: bool = True,
+    ) -> list[dict[str, Any]]:
         judge = dataclasses.replace(self.experiment.settings.evaluation, alpha=round(1 - state.level, 6))
         rows = result_rows(state.study, scores, pairs, self.segments[segments], judge)
         tested = [row for row in rows if row["reference"] is not None]

@@ -76,7 +76,7 @@ class AblationExplorer(Live):
                 self._set_controls()
                 self._draw()
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """The static twin: what headless runs and exported pages show."""
         return {
             "text/plain": f"AblationExplorer({self.views.experiment.run})",

@@ -98,7 +98,7 @@ class QueryExplorer(Live):
             state = dataclasses.replace(state, selected=hits["product_id"].iloc[rank - 1])
         return HTML(self.views.page(state))
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """The static twin: what headless runs and exported pages show."""
         return {
             "text/plain": f"QueryExplorer({', '.join(self.views.names)})",

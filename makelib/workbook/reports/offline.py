@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import logging
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import latex2mathml.converter
@@ -15,6 +17,9 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import Preprocessor
 
 from makelib.runtime import atomic_file
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 #: nbconvert would say in the terminal that figures lack a description
@@ -40,7 +45,7 @@ def to_html(notebook: Path, target: Path, error: str = "", status: str = "failed
 class _StaticWidgets(Preprocessor):
     """Leave the static twin of each widget; an output that holds nothing but a widget's name is dropped."""
 
-    def preprocess(self, nb, resources):
+    def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
         nb.metadata.pop("widgets", None)
         for cell in nb.cells:
             kept = []
@@ -75,14 +80,14 @@ class _Exporter(HTMLExporter):
     """nbconvert's HTML exporter with formulas rendered at conversion time."""
 
     @jinja2.pass_context
-    def markdown2html(self, context, source):
+    def markdown2html(self, context: Mapping[str, Any], source: str) -> str:
         renderer = _Renderer(
             escape=False, attachments=context.get("cell", {}).get("attachments", {}), embed_images=self.embed_images,
             path=context["resources"]["metadata"].get("path", ""), exclude_anchor_links=True,
         )  # fmt: skip
         return MarkdownWithMath(renderer=renderer).render(source)
 
-    def default_filters(self):
+    def default_filters(self) -> Iterator[tuple[str, Callable]]:
         yield from super().default_filters()
         yield "mathml", lambda text: mathml(text.strip().strip("$"), display="block")
 

@@ -12,11 +12,12 @@ import pandas as pd
 
 from makelib.data.catalog import KINDS, SPLITS
 from makelib.data.sources.files import labels, log
-from makelib.data.sources.files.judged import SPLIT_NAMES, Ids, tables_of
+from makelib.data.sources.files.judged import SPLIT_NAMES, Ids, Lines, tables_of
 from makelib.data.sources.files.log import number
 from makelib.data.sources.files.options import INTERACTION_COLUMNS, QUERY_COLUMNS, ImportOptions
 from makelib.data.sources.files.products import ProductRows
-from makelib.data.sources.files.rows import Quarantine, masked
+from makelib.data.sources.files.readers import Table
+from makelib.data.sources.files.rows import Quarantine, Row, masked
 from makelib.runtime import UserError, progress
 
 
@@ -52,7 +53,7 @@ class _Asked:
     counted: list[str] = field(default_factory=list)
     users_told: bool = False
 
-    def read_queries(self, table, stated: str) -> None:
+    def read_queries(self, table: Table | Lines, stated: str) -> None:
         mapping = table.mapping("queries", QUERY_COLUMNS, ("query_id", "query"), self.options.columns)
         for row in progress(table.rows(), description="queries", unit="row"):
             self.read["queries"] += 1
@@ -78,7 +79,9 @@ class _Asked:
         self.masked += shown != query
         self.queries[key] = (shown, split, intent or " ".join(shown.split()).casefold())
 
-    def read_interactions(self, table, stated: str, own_queries: bool, products: Ids, left_out: set[str]) -> None:
+    def read_interactions(
+        self, table: Table | Lines, stated: str, own_queries: bool, products: Ids, left_out: set[str]
+    ) -> None:
         required = ("product_id", "query_id" if own_queries else "query")
         mapping = table.mapping("interactions", INTERACTION_COLUMNS, required, self.options.columns)
         events = [event for event in log.EVENTS if event in mapping and "label" not in mapping]
@@ -93,7 +96,7 @@ class _Asked:
             value = number(cells["label"] if "label" in mapping else "1")
             counts = [number(cells[event] or "0") for event in events]
 
-            def drop(reason: str, detail: str = "", *, row=row, product=product) -> None:
+            def drop(reason: str, detail: str = "", *, row: Row = row, product: str = product) -> None:
                 self.quarantine.add("interactions", row.number, reason, detail, product_id=product)
 
             if row.values is None:

@@ -29,12 +29,12 @@ from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
 from makelib.data.sources.files.health import duplicate_health, lost, title_health, warnings_of
 from makelib.data.sources.files.judged import tables_of
-from makelib.data.sources.files.options import ImportOptions, _yaml, read_options
+from makelib.data.sources.files.options import ImportOptions, read_options, stated
 from makelib.data.sources.files.paths import Lost, Places, address, is_address, unpack
 from makelib.data.sources.files.photos import Photo, Photos
 from makelib.data.sources.files.products import ProductRows, image_cells, read_products, split_attributes
 from makelib.data.sources.files.rows import Quarantine, find
-from makelib.data.tables import write_catalog
+from makelib.data.tables import check_target, write_catalog
 from makelib.runtime import UserError, alone, scratch_folder
 
 
@@ -80,39 +80,28 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         if options.strict and quarantine.counts:
             raise UserError(f"{folder}: {quarantine} Without strict they are left out and listed in quarantine.csv.")
         truth.insert(0, "product_id", rows.ids)
-        account = quarantine.account("products", rows.read, len(rows.ids), len(left_out), rows.merged)
         health = {
-            "products": account,
+            "products": quarantine.account("products", rows.read, len(rows.ids), len(left_out), rows.merged),
             **accounts,
-            "notices": [*rows.notices, *seen.notices],
-            "images": seen.health(quarantine, options.images_per_product),
-            "titles": title_health(rows.titles) | _shares(rows.words),
-            "duplicates": {
-                "repeated_ids": quarantine.reasons("products").get("repeats an id", 0),
-                **duplicate_health(rows.titles, seen.digests, groups),
-                "placeholder_images": placeholders,
-            },
-            "labels": {column: int((frame[column] != "").groupby(frame[column]).any().sum()) for column in frame},
+            **_health(rows, frame, seen, groups, quarantine, options),
             "hidden": {key: value for key, value in hidden.items() if key != "words"},
             "generated": summary,
         }
+        health["duplicates"]["placeholder_images"] = placeholders
         health["lost"] = lost(health)
         health["warnings"] = warnings_of(health, options)
-        notes[:0] = health["warnings"]
-        kinds = {"type": "type", "colour": "visual", "look": "visual"}
+        for warning in health["warnings"]:
+            print(f"makelib: {warning}", file=sys.stderr)
         info = {
             "source": "files",
             "generated_queries": not accounts,
-            "notes": notes,
-            "attribute_kinds": {column: kinds.get(labels.role(column, rows.category), "textual") for column in frame}
-            | dict(options.attribute_kinds),
+            "notes": [*health["warnings"], *notes],
+            "attribute_kinds": _kinds(frame, rows.category) | dict(options.attribute_kinds),
             "category_column": rows.category,
             "hidden": hidden,
             "generated": summary,
             "options": dataclasses.asdict(options) | {"columns": rows.mapping},
         }
-        for warning in health["warnings"]:
-            print(f"makelib: {warning}", file=sys.stderr)
         return write_catalog(
             out,
             name=options.name or folder.resolve().name,
@@ -265,8 +254,7 @@ def _check_target(folder: Path, out: Path) -> None:
         raise UserError(f"There is no folder {folder}.")
     if source.is_relative_to(target):
         raise UserError(f"{out} holds the folder to import; write to another place, such as data/{source.name}.")
-    if target.exists() and not (target / "catalogue.json").is_file() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"{out} exists and is no catalogue; write to another place or remove it.")
+    check_target(out)
 
 
 def _hide(
@@ -328,7 +316,34 @@ def _product_tables(
         yield pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-# -- health -----------------------------------------------------------------------------------------------------------
+# -- what is said of it -----------------------------------------------------------------------------------------------
+
+
+def _health(
+    rows: ProductRows,
+    frame: pd.DataFrame,
+    seen: _Seen,
+    groups: np.ndarray,
+    quarantine: Quarantine,
+    options: ImportOptions,
+) -> dict[str, Any]:
+    """How good photographs, titles and labels are, for `health.json`."""
+    return {
+        "notices": [*rows.notices, *seen.notices],
+        "images": seen.health(quarantine, options.images_per_product),
+        "titles": title_health(rows.titles) | _shares(rows.words),
+        "duplicates": {
+            "repeated_ids": quarantine.reasons("products").get("repeats an id", 0),
+            **duplicate_health(rows.titles, seen.digests, groups),
+        },
+        "labels": {column: int((frame[column] != "").groupby(frame[column]).any().sum()) for column in frame},
+    }
+
+
+def _kinds(frame: pd.DataFrame, category: str | None) -> dict[str, str]:
+    """What each attribute speaks of, by its name."""
+    kinds = {"type": "type", "colour": "visual", "look": "visual"}
+    return {column: kinds.get(labels.role(column, category), "textual") for column in frame}
 
 
 def _present(digests: list[bytes | None]) -> np.ndarray:
@@ -344,11 +359,11 @@ def default_options(folder: Path, files: settings.Files | None = None) -> Import
     With `hide_share: 0` in `catalogue.yaml` titles stay as they are.
     """
     files = files or settings.Files()
-    options, stated = read_options(folder), set(_yaml(folder))
-    changes = {key: getattr(files, key) for key in {"limit", "queries", "clicks", "seed"} - stated}
+    options, said = read_options(folder), set(stated(folder))
+    changes = {key: getattr(files, key) for key in {"limit", "queries", "clicks", "seed"} - said}
     if (
         files.hide_share
-        and not stated & {"hide_share", "hide_columns", "hide_words"}
+        and not said & {"hide_share", "hide_columns", "hide_words"}
         and not find(folder, "interactions")
     ):
         sample = read_products(Path(folder), options, Quarantine(), first=20_000)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from makelib.data.sources.files.readers import Table
 from makelib.data.sources.files.rows import Row, find
@@ -19,7 +20,7 @@ class Lines:
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self.path, self.columns, self.notices = path, list(columns), []
 
-    def mapping(self, *_) -> dict[str, str]:
+    def mapping(self, *_: Any) -> dict[str, str]:
         return {column: column for column in self.columns if column != "0"}
 
     def rows(self) -> Iterator[Row]:
@@ -83,7 +84,7 @@ class Ids:
     """Ids as they stand in their own table, found however another table writes them: with blanks, `12.0` for `12`, or without
     leading zeros, where only one id can be meant. `respelled` counts those found so."""
 
-    def __init__(self, ids) -> None:
+    def __init__(self, ids: Iterable[str]) -> None:
         self._exact = set(ids)
         self._loose: dict[str, str | None] = {}
         for key in self._exact:

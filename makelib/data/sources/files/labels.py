@@ -174,19 +174,7 @@ def ask(
     random = np.random.default_rng(seed)
     intents = _intents(labels[list(columns)], category)
     speak = _Speaker(labels, titles, columns, category)
-    order = _sample(intents, random, category)
-    used: set[str] = set()
-    table, members = [], []
-    for position in order:
-        first, relevant = intents.first[position], intents.counts[position]
-        constraints = {column: labels[column].iloc[first] for column in intents.columns[position]}
-        strings = speak(constraints, relevant, intents.broader[position], random)
-        strings = [text for text in strings if text not in used]
-        used.update(strings)
-        table += [(text, constraints, position) for text in strings]
-        members += [intents.rows(position)] * len(strings) if strings else []
-        if len(table) >= queries:
-            break
+    table, members = _spoken(labels, intents, speak, _sample(intents, random, category), queries, random)
     if not table:
         nothing = pd.DataFrame(columns=["query_id", "query", "split", "constraints", "intent"])
         clicks = pd.DataFrame(columns=["query_id", "product", "label", "kind"])
@@ -206,26 +194,33 @@ def ask(
     is_cold = _cold(groups, cold, random)
     kinds = labels[category].to_numpy() if category else np.full(len(labels), "")
     clicked, wrong = _click(members, split == "train", is_cold, kinds, clicks, wrong_clicks, random)
-    relevant = np.array([len(rows) for rows in members])
     interactions = pd.DataFrame(
         {"query_id": frame["query_id"].to_numpy()[clicked[0]], "product": clicked[1], "label": 1.0, "kind": "click"}
     )
     summary = {
         "columns": list(columns),
-        "queries": len(frame),
-        "intents": int(frame["intent"].nunique()),
-        "queries_by_split": {name: int((split == name).sum()) for name in ("train", "validation", "test")},
-        "queries_by_constraints": {str(n): int(sum(len(c) == n for c in frame["constraints"])) for n in LENGTHS},
-        "relevant_products_per_query": {
-            "mean": round(float(relevant.mean()), 1),
-            **{f"p{percent}": int(np.percentile(relevant, percent)) for percent in (0, 25, 50, 75, 100)},
-        },
+        **_counted(frame, np.array([len(rows) for rows in members])),
         "queries_without_type_word": round(float(np.mean([not speak.says_type(*row[:2]) for row in table])), 3),
         "clicks": len(interactions),
         "wrong_clicks": round(float(wrong.mean()), 3) if len(wrong) else 0.0,
         "cold_products": round(float(is_cold.mean()), 3),
     }
     return Asked(frame, interactions, is_cold, summary)
+
+
+def _counted(queries: pd.DataFrame, relevant: np.ndarray) -> dict[str, Any]:
+    """How many queries and intents there are, by what, and how many products are `relevant` to each, int64 (Q,)."""
+    splits, lengths = queries["split"], queries["constraints"].map(len)
+    return {
+        "queries": len(queries),
+        "intents": int(queries["intent"].nunique()),
+        "queries_by_split": {name: int((splits == name).sum()) for name in ("train", "validation", "test")},
+        "queries_by_constraints": {str(n): int((lengths == n).sum()) for n in LENGTHS},
+        "relevant_products_per_query": {
+            "mean": round(float(relevant.mean()), 1),
+            **{f"p{percent}": int(np.percentile(relevant, percent)) for percent in (0, 25, 50, 75, 100)},
+        },
+    }
 
 
 # -- intents -----------------------------------------------------------------------------------------------------------
@@ -346,6 +341,30 @@ class _Speaker:
         """Whether a string names the type that its intent asks for; a string of an intent without one does not."""
         kind = constraints.get(self.category) if self.category else None
         return bool(kind) and (kind.casefold() in text or self.singular.get(kind, kind.casefold()) in text)
+
+
+def _spoken(
+    labels: pd.DataFrame,
+    intents: _Intents,
+    speak: _Speaker,
+    order: Sequence[int],
+    queries: int,
+    random: np.random.Generator,
+) -> tuple[list[tuple[str, dict[str, str], int]], list[np.ndarray]]:
+    """At least `queries` strings, where there are so many: each with its constraints and intent, and the rows that it asks for."""
+    used: set[str] = set()
+    table, members = [], []
+    for intent in order:
+        first = intents.first[intent]
+        constraints = {column: labels[column].iloc[first] for column in intents.columns[intent]}
+        strings = speak(constraints, intents.counts[intent], intents.broader[intent], random)
+        strings = [text for text in strings if text not in used]
+        used.update(strings)
+        table += [(text, constraints, intent) for text in strings]
+        members += [intents.rows(intent)] * len(strings) if strings else []
+        if len(table) >= queries:
+            break
+    return table, members
 
 
 def _sensible(way: list[str]) -> bool:

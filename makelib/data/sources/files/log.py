@@ -4,6 +4,7 @@ and session, become clicks to learn from, grades to judge by, and a split."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,13 @@ MOST_REPEATS = 20
 LEAST_PROPENSITY = 0.1
 
 
-def propensities(query, product, position, shown, clicked) -> dict[int, float]:
+def propensities(
+    query: Sequence[str],
+    product: Sequence[str],
+    position: Sequence[float],
+    shown: Sequence[float],
+    clicked: Sequence[float],
+) -> dict[int, float]:
     """How likely each position is looked at, relative to the first one there is: position -> (0, 1].
 
     The position-based click model P(click) = looked(position) · attractive(pair), fitted as Joachims et al. (2017, arXiv

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import dacite
-import yaml
 
 from makelib.runtime import UserError
+from makelib.settings import STRICT, read_mapping
 
 #: a column with more distinct values is text, not a label
 MOST_VALUES = 200
@@ -119,13 +119,12 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
 
     Raises `UserError` for unknown keys, wrong types and shares outside 0 to 1.
     """
-    written = _yaml(folder)
+    written = stated(folder)
     tree = written | {key: value for key, value in given.items() if value is not None}
     if isinstance(written.get("columns"), dict):
         tree["columns"] = written["columns"] | (given.get("columns") or {})
-    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: lambda x: float(x) if type(x) is int else x})
     try:
-        options = dacite.from_dict(ImportOptions, tree, config)
+        options = dacite.from_dict(ImportOptions, tree, STRICT)
     except dacite.DaciteError as error:
         known = ", ".join(item.name for item in dataclasses.fields(ImportOptions))
         raise UserError(f"Import options of {folder}: {error}. Known: {known}.") from None
@@ -149,14 +148,7 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
     return options
 
 
-def _yaml(folder: Path) -> dict[str, Any]:
+def stated(folder: Path) -> dict[str, Any]:
+    """What the folder's `catalogue.yaml` says, empty without one."""
     path = Path(folder) / "catalogue.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read {path}: {error}".replace("\n", " ")) from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping, such as `columns: {{title: name}}`.")
-    return tree
+    return read_mapping(path, "columns: {title: name}", blank={}) if path.is_file() else {}

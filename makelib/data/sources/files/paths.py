@@ -19,7 +19,7 @@ import unicodedata
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -45,7 +45,7 @@ def is_address(cell: str) -> bool:
     return _ADDRESS.match(cell) is not None
 
 
-def names_in(cell: str, exists) -> list[str]:
+def names_in(cell: str, exists: Callable[[str], bool]) -> list[str]:
     """The photographs in a cell, in order: one name, or a list as JSON, as Python or NumPy prints one, or between `|`, `;`,
     `,` or line breaks. What names an existing file (`exists(cell)`) is one name whatever it holds."""
     written, cell = cell, cell.strip()

@@ -6,7 +6,7 @@ import socket
 import sys
 
 
-def main(connection_file):
+def main(connection_file: str) -> None:
     try:
         door = socket.socket(socket.AF_UNIX)
         door.connect(os.environ["MAKELIB_KERNELS"])
