@@ -19,6 +19,7 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 from IPython.display import HTML
+from ipywidgets.widgets.widget_string import HTMLStyle
 
 from makelib.runtime import UserError, atomic_file
 from makelib.search import explain
@@ -188,7 +189,10 @@ class QueryExplorer(Live):
                 grid_template_columns="repeat(auto-fill, minmax(170px, 1fr))", grid_gap="12px", width="100%"
             )
         ).add_class("mkx-cards")  # fmt: skip
-        self._cells: list[widgets.VBox] = []
+        self._cells: list[widgets.Box] = []
+        self._looks = (
+            widgets.Layout(), HTMLStyle(), widgets.Layout(flex="1 1 auto", width="auto"), widgets.ButtonStyle(),
+        )  # fmt: skip
         self.title = widgets.Text(
             description="What if the title were", continuous_update=False, style={"description_width": "initial"},
             layout=widgets.Layout(flex="1 1 360px", width="auto"),
@@ -345,29 +349,39 @@ class QueryExplorer(Live):
                 self._complain(error)
 
     def _fill(self, cards: Sequence[str], names: Sequence[str]) -> None:
-        """Cards into the grid, their buttons named after their products; cells are made once and used again."""
-        while len(self._cells) < len(cards):
-            self._cells.append(self._cell(len(self._cells)))
-        for place, (cell, card, name) in enumerate(zip(self._cells, cards, names, strict=False), start=1):
-            picture, (why, like) = cell.children[0], cell.children[1].children
-            picture.value = card
-            why.description, like.description = f"Why? {place}, {name}", f"More like this: {name}"
-            why.tooltip, like.tooltip = f"Explain rank {place}", f"Search by the product of rank {place}"
+        """Cards into the grid, their buttons named after their products; cells are made once and used again.
+
+        A kernel's socket drops what stands in its queue behind the thousandth message, and a page whose server is busy then lacks
+        tiles: a cell is four messages, made or changed, and two hundred cells are fewer than that.
+        """
+        for place, (card, name) in enumerate(zip(cards, names, strict=False)):  # no cards beside another ranking
+            why, like = f"Why? {place + 1}, {name}", f"More like this: {name}"
+            if place == len(self._cells):
+                self._cells.append(self._cell(place, card, why, like))
+            else:
+                picture, *buttons = self._cells[place].children
+                picture.value = card
+                for button, said in zip(buttons, (why, like), strict=True):
+                    button.description = said
         if len(self.cards.children) != len(cards):
             self.cards.children = self._cells[: len(cards)]
 
-    def _cell(self, place: int) -> widgets.VBox:
-        """Room for a card, and its two buttons."""
-        wide = widgets.Layout(flex="1 1 auto", width="auto")
-        why = widgets.Button(layout=wide).add_class("mkx-ask")
-        like = widgets.Button(layout=wide).add_class("mkx-like")
+    def _cell(self, place: int, card: str, *said: str) -> widgets.Box:
+        """A card and its two buttons; what they look like is shared by all cells."""
+        layout, style, wide, button_style = self._looks
+        told = (f"Explain rank {place + 1}", f"Search by the product of rank {place + 1}")
+        why, like = (
+            widgets.Button(description=name, tooltip=tip, layout=wide, style=button_style, _dom_classes=(kind,))
+            for name, tip, kind in zip(said, told, ("mkx-ask", "mkx-like"), strict=True)
+        )
         why.on_click(self._guard(lambda _: self._choose(place + 1)))
         like.on_click(
             self._guard(
                 lambda _: self.show(by="product", like=self._ids[place], selected=None, title=None, blank=False)
             )
         )
-        return _column(widgets.HTML(), widgets.HBox([why, like])).add_class("mkx-cell")
+        picture = widgets.HTML(card, layout=layout, style=style)
+        return widgets.Box((picture, why, like), layout=layout, _dom_classes=("mkx-cell",))
 
     def _offer(self, hits: pd.DataFrame, state: State) -> None:
         """The ranks that can be explained; arrow keys walk through them, 0 is none."""
