@@ -250,19 +250,61 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m makelib", description="Product search that weighs title and image, and its ablations."
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _data_commands(commands, changes)
 
-    def add(
-        to: Any, function: Callable, name: str, text: str, *parents: argparse.ArgumentParser
-    ) -> argparse.ArgumentParser:
-        added = to.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
-        added.set_defaults(command=function)
-        return added
+    sub = _add(commands, train, "train", "train one variant", experiment)
+    sub.add_argument("--variant", default="adaptive", help="such as title, mean, adaptive, both (default: adaptive)")
+    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
+    sub = _add(commands, index, "index", "build another index over a trained model", trained)
+    sub.add_argument(
+        "--kind", default="hnsw", choices=("exact", "hnsw", "ivf", "ivf-pq", "milvus"), help="(default: hnsw)"
+    )
+    sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
+
+    sub = _add(commands, search, "search", "search a catalogue by text", trained)
+    sub.add_argument("query", help='such as "red dress"')
+    sub.add_argument("-k", type=int, default=10, help="how many products (default: 10)")
+    sub.add_argument("--category", help="only products of this category")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = _add(commands, evaluate, "evaluate", "judge a trained model on the test queries", trained)
+    sub.add_argument("--trec", type=Path, help="export run and judgments as TREC files into this folder, too")
+
+    _study_commands(commands, several)
+    _report_commands(commands)
+    sub = _add(commands, bench, "bench", "time each stage on this machine", changes)
+    sub.add_argument(
+        "--out", type=Path, default=Path("reports/bench"), help="folder of the ratios (default: reports/bench)"
+    )
+    sub.epilog = "Takes some minutes with --preset smoke; search is measured at a million products."
+    return top
+
+
+def _add(
+    to: Any, function: Callable, name: str, text: str, *parents: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    added = to.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
+    added.set_defaults(command=function)
+    return added
+
+
+def _data_commands(commands: Any, changes: argparse.ArgumentParser) -> None:
     data = commands.add_parser("data", help="make or import a catalogue", description="Make or import a catalogue.")
     sources = data.add_subparsers(title="sources", metavar="SOURCE", required=True)
-    sub = add(sources, data_bazaar, "bazaar", "generate the embedded world", changes)
+    sub = _add(sources, data_bazaar, "bazaar", "generate the embedded world", changes)
     sub.add_argument("--out", type=Path, help="folder (default: under data/, where runs look for it)")
-    sub = add(sources, data_import, "import", "import a folder of products")
+    sub = _add(sources, data_import, "import", "import a folder of products")
+    _import_options(sub)
+    sub = _add(sources, data_hub, "hub", "fetch and import a public data set", changes)
+    sub.add_argument("name", help="such as fashion-product-images-small; a wrong name lists all")
+    sub.add_argument("--limit", type=int, help="products drawn; 0: all (default: files.limit of the preset)")
+    sub.add_argument("--seed", type=int, help="of the draw (default: files.seed)")
+    sub.add_argument("--out", type=Path, help="catalogue folder (default: under data/, where runs look for it)")
+
+
+def _import_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", type=Path, help="holds products.csv, .parquet or .jsonl, and the images")
     sub.add_argument("--out", type=Path, help="catalogue folder (default: data/<name of the folder>)")
     sub.add_argument("--name", help="what reports call it (default: the folder's name)")
@@ -307,62 +349,33 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--strict", action="store_true", default=None, help="a broken row or image is an error")
 
-    sub = add(sources, data_hub, "hub", "fetch and import a public data set", changes)
-    sub.add_argument("name", help="such as fashion-product-images-small; a wrong name lists all")
-    sub.add_argument("--limit", type=int, help="products drawn; 0: all (default: files.limit of the preset)")
-    sub.add_argument("--seed", type=int, help="of the draw (default: files.seed)")
-    sub.add_argument("--out", type=Path, help="catalogue folder (default: under data/, where runs look for it)")
 
-    sub = add(commands, train, "train", "train one variant", experiment)
-    sub.add_argument("--variant", default="adaptive", help="such as title, mean, adaptive, both (default: adaptive)")
-    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
-
-    sub = add(commands, index, "index", "build another index over a trained model", trained)
-    sub.add_argument(
-        "--kind", default="hnsw", choices=("exact", "hnsw", "ivf", "ivf-pq", "milvus"), help="(default: hnsw)"
-    )
-    sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
-
-    sub = add(commands, search, "search", "search a catalogue by text", trained)
-    sub.add_argument("query", help='such as "red dress"')
-    sub.add_argument("-k", type=int, default=10, help="how many products (default: 10)")
-    sub.add_argument("--category", help="only products of this category")
-    sub.add_argument("--json", action="store_true", help="print JSON")
-
-    sub = add(commands, evaluate, "evaluate", "judge a trained model on the test queries", trained)
-    sub.add_argument("--trec", type=Path, help="export run and judgments as TREC files into this folder, too")
-
-    sub = add(commands, ablate, "ablate", "train and compare the variants of a study", several)
+def _study_commands(commands: Any, several: argparse.ArgumentParser) -> None:
+    sub = _add(commands, ablate, "ablate", "train and compare the variants of a study", several)
     sub.add_argument(
         "--study", default="modal_adaptation", help="or a sweep (default: modal_adaptation); a wrong name lists all"
     )
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
-    sub = add(commands, tune, "tune", "search settings on validation queries, as many trials for each rival", several)
+    sub = _add(commands, tune, "tune", "search settings on validation queries, as many trials for each rival", several)
     sub.add_argument("--fusions", nargs="+", metavar="NAME", help="(default: ablation.fusions of the preset)")
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
-    sub = add(commands, reproduce, "reproduce", "execute all notebooks and write the report", several)
+    sub = _add(commands, reproduce, "reproduce", "execute all notebooks and write the report", several)
     sub.add_argument("--out", dest="run", type=Path, help="folder of the report (default: reports/<preset>)")
 
+
+def _report_commands(commands: Any) -> None:
     report = commands.add_parser(
         "report", help="compare reports, or pack one", description="Compare reports, or pack one."
     )
     kinds = report.add_subparsers(title="what", metavar="WHAT", required=True)
-    sub = add(kinds, report_diff, "diff", "what changed between two runs, and whether it is noise")
+    sub = _add(kinds, report_diff, "diff", "what changed between two runs, and whether it is noise")
     sub.add_argument("before", help="run folder, or its name under reports/")
     sub.add_argument("after", help="likewise")
-    sub = add(kinds, report_pack, "pack", "one file of a run, to be opened elsewhere without the models")
+    sub = _add(kinds, report_pack, "pack", "one file of a run, to be opened elsewhere without the models")
     sub.add_argument("run", help="run folder, or its name under reports/")
     sub.add_argument("--out", type=Path, help="archive (default: <run>.zip beside the run)")
-
-    sub = add(commands, bench, "bench", "time each stage on this machine", changes)
-    sub.add_argument(
-        "--out", type=Path, default=Path("reports/bench"), help="folder of the ratios (default: reports/bench)"
-    )
-    sub.epilog = "Takes some minutes with --preset smoke; search is measured at a million products."
-    return top
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:

@@ -281,8 +281,8 @@ class Settings:
         return from_dict(tree)
 
 
-def to_dict(settings: Settings) -> dict[str, Any]:
-    """The tree as plain dictionaries, lists and scalars, ready for YAML and JSON."""
+def to_dict(settings: Settings | Model) -> dict[str, Any]:
+    """The tree, or a branch, as plain dictionaries, lists and scalars, ready for YAML and JSON."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

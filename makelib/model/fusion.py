@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.configuration_utils import PretrainedConfig
 
 
 class Product(NamedTuple):
@@ -179,14 +180,7 @@ class JointFusion(nn.Module):
     wide as the encoders, for nothing goes around it, where 64 entries are enough for what is added to the mean.
     """
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        heads: int,
-        dropout: float,
-        residual: bool = True,
-    ) -> None:
+    def __init__(self, width: int, dim: int, heads: int, dropout: float, residual: bool) -> None:
         super().__init__()
         self.residual = residual
         inner = 64 if residual else width
@@ -237,28 +231,19 @@ def masked_softmax(logits: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, logits.softmax(dim=-1), 0.0)
 
 
-def make_fusion(
-    kind: str,
-    *,
-    width: int,
-    dim: int,
-    heads: int,
-    dropout: float,
-    gate_temperature: float,
-    categories: int,
-    project_title: nn.Module,
-) -> nn.Module:
-    """The fusion named `kind` (one of `makelib.settings.FUSIONS`), everything else equal."""
+def make_fusion(config: PretrainedConfig, project_title: nn.Module) -> nn.Module:
+    """The fusion that a `makelib.model.make.MakeConfig` names, everything else equal."""
+    kind, dim = config.fusion, config.dim
     if kind in ("joint", "single_stream"):
-        return JointFusion(width, dim, heads, dropout, residual=kind == "joint")
+        return JointFusion(config.width, dim, config.heads, config.dropout, residual=kind == "joint")
     weigh = {
         "title": lambda: FixedWeights(1.0),
         "image": lambda: FixedWeights(0.0),
         "mean": lambda: FixedWeights(0.5),
         "global": GlobalWeights,
-        "category": lambda: CategoryWeights(categories),
-        "gate": lambda: Gate(dim, gate_temperature),
-        "adaptive": lambda: Gate(dim, gate_temperature),
+        "category": lambda: CategoryWeights(config.categories),
+        "gate": lambda: Gate(dim, config.gate_temperature),
+        "adaptive": lambda: Gate(dim, config.gate_temperature),
     }[kind]()
     words, alone = (WordWeights(dim), Alone(dim)) if kind == "adaptive" else (None, None)
     return StreamFusion(weigh, project_title, words, alone)

@@ -9,6 +9,7 @@ N products, Q queries, V words, B batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -48,17 +49,11 @@ class WordTables:
         """Counted now, or kept when another arm or process counted. Everything learned comes from training data: titles of seen
         products, training queries and clicks."""
         kept = catalog.kept("words", lambda: _counted(catalog), segmenter(), CODE)
-        shapes = {"titles": len(catalog), "queries": len(catalog.queries), "typed": len(catalog)}
-        return cls(
-            vocabulary=kept["vocabulary"].tobytes().decode().split("\n"),
-            known=kept["known"],
-            clicks=kept["clicks"],
-            idf=kept["idf"],
-            **{
-                name: sp.csr_matrix(tuple(kept[f"{name}.{part}"] for part in CSR), shape=(rows, len(kept["idf"])))
-                for name, rows in shapes.items()
-            },
-        )
+        arrays = {name: kept[name] for name in ("known", "clicks", "idf")}
+        for name, rows in (("titles", len(catalog)), ("queries", len(catalog.queries)), ("typed", len(catalog))):
+            parts = tuple(kept[f"{name}.{part}"] for part in CSR)
+            arrays[name] = sp.csr_matrix(parts, shape=(rows, len(kept["idf"])))
+        return cls(vocabulary=kept["vocabulary"].tobytes().decode().split("\n"), **arrays)
 
 
 def _counted(catalog: Catalog) -> dict[str, np.ndarray]:
@@ -132,11 +127,9 @@ class KeywordTable:
 
     def words(self, product: int) -> list[tuple[str, float]]:
         """Keywords of one product with their weights, heaviest first."""
-        return [
-            (self.vocabulary[i], float(w))
-            for i, w in zip(self.ids[product], self.weights[product], strict=True)
-            if i >= 0
-        ]
+        there = self.ids[product] >= 0
+        found = self.vocabulary[self.ids[product][there]], self.weights[product][there].tolist()
+        return list(zip(*found, strict=True))
 
 
 def _heaviest(weights: sp.csr_matrix, k: int) -> dict[str, np.ndarray]:
@@ -197,8 +190,7 @@ def keyword_queries(
     return [join(keywords.vocabulary[own[picked]]) for own, picked in zip(ids, chosen, strict=True)], counts
 
 
-@dataclass(frozen=True)
-class Masks:
+class Masks(NamedTuple):
     """positives, negatives bool (B, B); a pair that is neither is left out of every loss."""
 
     positives: np.ndarray
@@ -231,12 +223,15 @@ class FalseNegatives:
         A positive is the row's own click and the same click seen again. Pairs of R1 are left out rather than pulled together:
         as further positives they cost recall on validation queries, for one click in ten is wrong and popular strings bring most.
         """
-        strings, groups = self.strings[queries], self.groups[products]
-        same_product = groups[rows, None] == groups
-        same_string = strings[rows, None] == strings
-        positives = same_string & same_product | _own(queries, rows)
-        certain = same_product | same_string | self._clicked(strings[rows], groups)
+        same, positives = self._same(queries, products, rows)
+        certain = same | self._clicked(self.strings[queries[rows]], self.groups[products])
         return _masks(positives, certain, certain | self.worded(queries, products, rows))
+
+    def _same(self, queries: np.ndarray, products: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of the same product or the same query string, and those of both (the row's own click among them), bool (b, B)."""
+        strings, groups = self.strings[queries], self.groups[products]
+        same_string, same_product = strings[rows, None] == strings, groups[rows, None] == groups
+        return same_string | same_product, same_string & same_product
 
     def _clicked(self, strings: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Whether the query was clicked on the product in training, bool (b, B)."""
@@ -261,15 +256,13 @@ class FalseNegatives:
 
     def oracle(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """The upper bound: no fully relevant product is ever a negative. Needs the truth, so it serves comparison only."""
-        positives = self.rule(queries, products, rows).positives
+        _, positives = self._same(queries, products, rows)
         return _masks(positives, positives, positives | self.truth(queries, products, rows))
 
     def none(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """In-batch negatives as public losses have them, without accidental hits: rule R0, and the same query string."""
-        strings, groups = self.strings[queries], self.groups[products]
-        same_string, same_product = strings[rows, None] == strings, groups[rows, None] == groups
-        positives = same_string & same_product | _own(queries, rows)
-        return Masks(positives, ~(same_string | same_product))
+        same, positives = self._same(queries, products, rows)
+        return Masks(positives, ~same)
 
     def raw(self, queries: np.ndarray, products: np.ndarray, rows: slice = slice(None)) -> Masks:
         """Every other row is a negative, also the row's own click seen again: a named arm, and no baseline."""

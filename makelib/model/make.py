@@ -8,8 +8,9 @@ B batch, L tokens, P patches, D encoder width, d retrieval width.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from makelib.model.fusion import Product, make_fusion
 from makelib.model.losses import full
 from makelib.model.matching import MatchingHead, joined, sampled
 from makelib.ranks import gather, place
-from makelib.runtime import UserError, fingerprint, progress
-from makelib.settings import FUSIONS, Model, Objectives, Text
+from makelib.runtime import UserError, fingerprint
+from makelib.settings import FUSIONS, Model, Objectives, Text, to_dict
 
 transformers_logging.disable_progress_bar()  # a model of this size loads in milliseconds
 
@@ -46,47 +47,32 @@ class MakeConfig(PretrainedConfig):
     """Everything that the architecture depends on; `makelib.settings.Model` and `Text` say what each key means."""
 
     model_type = "make"
-
-    def __init__(
-        self,
-        fusion: str = "adaptive",
-        dim: int = 64,
-        width: int = 64,
-        heads: int = 4,
-        dropout: float = 0.0,
-        summary_dropout: float = 0.0,
-        gate_temperature: float = 1.0,
-        shared_text: bool = False,
-        text: dict | None = None,
-        image_backbone: str = "test_resnet.r160_in1k",
-        image_size: int = 32,
-        image_levels: Sequence[int] = (0, 1, 2, 3),
-        image_frozen: bool = False,
-        query_tokens: int = 12,
-        title_tokens: int = 28,
-        categories: int = 0,
-        heads_for: Sequence[str] = (),
-        **other: Any,
-    ) -> None:
-        self.fusion, self.dim, self.width, self.heads, self.dropout = fusion, dim, width, heads, dropout
-        self.gate_temperature, self.summary_dropout = gate_temperature, summary_dropout
-        self.shared_text = shared_text
-        self.text = (
-            text
-            or text_config("", vocabulary=2000, width=width, layers=1, heads=heads, dropout=dropout, pad=0).to_dict()
-        )
-        self.image_backbone, self.image_size, self.image_levels = image_backbone, image_size, list(image_levels)
-        self.image_frozen = image_frozen
-        self.query_tokens, self.title_tokens = query_tokens, title_tokens
-        #: how many categories the catalogue has, for the control with a weight for each
-        self.categories = categories
-        #: objectives that need a head of their own: title_image_matching, query_product_matching, masked_language
-        self.heads_for = list(heads_for)
-        super().__init__(**other)
+    fusion: str = "adaptive"
+    dim: int = 64
+    width: int = 64
+    heads: int = 4
+    dropout: float = 0.0
+    summary_dropout: float = 0.0
+    gate_temperature: float = 1.0
+    shared_text: bool = False
+    #: the configuration of the text encoders
+    text: dict | None = None
+    image_backbone: str = "test_resnet.r160_in1k"
+    image_size: int = 32
+    image_levels: Sequence[int] = (0, 1, 2, 3)
+    image_frozen: bool = False
+    query_tokens: int = 12
+    title_tokens: int = 28
+    #: how many categories the catalogue has, for the control with a weight for each
+    categories: int = 0
+    #: which of `HEADS` there are
+    heads_for: Sequence[str] = ()
 
 
 AutoConfig.register("make", MakeConfig)
 
+#: objectives that need a head of their own
+HEADS = ("title_image_matching", "query_product_matching", "masked_language")
 #: what a row needs of the others to be matched with one of them
 OTHERS = ("p", "u_v", "H_t", "H_v", "title_mask", "present")
 
@@ -129,25 +115,11 @@ class MakeModel(PreTrainedModel):
         else:
             self.title_encoder = TitleEncoder(text, D)
             self.title_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
-        self.image_encoder = ImageEncoder(
-            config.image_backbone,
-            image_size=config.image_size,
-            levels=config.image_levels,
-            width=D,
-            frozen=config.image_frozen,
-        )
+        seen = {"image_size": config.image_size, "levels": config.image_levels, "frozen": config.image_frozen}
+        self.image_encoder = ImageEncoder(config.image_backbone, width=D, **seen)
         self.image_pool = ImagePool(D)
         self.image_project = nn.Sequential(nn.Dropout(config.summary_dropout), nn.Linear(D, d))
-        self.fusion = make_fusion(
-            config.fusion,
-            width=D,
-            dim=d,
-            heads=config.heads,
-            dropout=config.dropout,
-            gate_temperature=config.gate_temperature,
-            categories=config.categories,
-            project_title=self.title_project,
-        )
+        self.fusion = make_fusion(config, self.title_project)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if "title_image_matching" in config.heads_for:
             self.title_image_head = MatchingHead(D, config.heads)
@@ -309,23 +281,15 @@ class MakeModel(PreTrainedModel):
 
     # -- strings and pixels in, NumPy out -------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def encode_queries(self, queries: Sequence[str], batch_size: int = 512) -> np.ndarray:
+    def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Embeddings float32 (n, d) of query strings. Dropout is off while encoding."""
+        if len(queries) == 0:
+            return np.zeros((0, self.config.dim), np.float32)
         tokens = encode(self._needs_tokenizer(), list(queries), self.config.query_tokens)
+        parts = [torch.from_numpy(tokens[name]).to(self.device).split(512) for name in ("ids", "mask")]
         with _evaluating(self):
-            batches = [
-                self.query(
-                    *(
-                        torch.from_numpy(tokens[name][start : start + batch_size]).to(self.device)
-                        for name in ("ids", "mask")
-                    )
-                )
-                for start in range(0, len(queries), batch_size)
-            ]
-        return torch.cat(batches).float().cpu().numpy() if batches else np.zeros((0, self.config.dim), np.float32)
+            return torch.cat([self.query(*part) for part in zip(*parts, strict=True)]).float().cpu().numpy()
 
-    @torch.inference_mode()
     def encode_products(
         self,
         titles: Sequence[str] | Tokens,
@@ -334,7 +298,6 @@ class MakeModel(PreTrainedModel):
         further: tuple[np.ndarray, np.ndarray] | None = None,
         categories: np.ndarray | None = None,
         batch_size: int = 512,
-        quiet: bool = True,
     ) -> ProductVectors:
         """Encode products.
 
@@ -351,9 +314,8 @@ class MakeModel(PreTrainedModel):
             titles = Tokens.of(self._needs_tokenizer(), titles, self.config.title_tokens)
         outputs = []
         categories = np.zeros(len(titles), np.int64) if categories is None else categories
-        bar = progress(range(0, len(titles), batch_size), description="encode", unit="batch", disable=quiet)
         with _evaluating(self):
-            for start in bar:
+            for start in range(0, len(titles), batch_size):
                 piece = slice(start, start + batch_size)
                 present = np.stack([titles.written[piece], has_image[piece]], axis=1).astype(np.float32)
                 shown, owner = with_further(np.array(pixels[piece]), further, np.arange(len(titles))[piece])
@@ -406,36 +368,14 @@ class MakeModel(PreTrainedModel):
         categories: int = 0,
     ) -> MakeModel:
         """A new model; encoders that name a pretrained backbone start from its weights, the rest from scratch."""
+        own = {name: value for name, value in to_dict(model).items() if name in MakeConfig.__annotations__}
         config = MakeConfig(
-            fusion=model.fusion,
-            dim=model.dim,
-            width=model.width,
-            heads=model.heads,
-            dropout=model.dropout,
-            gate_temperature=model.gate_temperature,
-            summary_dropout=model.summary_dropout,
-            shared_text=model.shared_text,
+            **own,
             categories=categories,
-            text=text_config(
-                model.text_backbone,
-                vocabulary=len(tokenizer),
-                width=model.width,
-                layers=model.text_layers,
-                heads=model.heads,
-                dropout=model.dropout,
-                pad=tokenizer.pad_token_id,
-            ).to_dict(),
-            image_backbone=model.image_backbone,
-            image_size=model.image_size,
-            image_levels=model.image_levels,
-            image_frozen=model.image_frozen,
+            text=text_config(model, tokenizer).to_dict(),
             query_tokens=text.query_tokens,
             title_tokens=text.title_tokens,
-            heads_for=[
-                name
-                for name in ("title_image_matching", "query_product_matching", "masked_language")
-                if getattr(objectives, name) > 0
-            ],
+            heads_for=[name for name in HEADS if getattr(objectives, name) > 0],
         )
         self = cls(config, tokenizer)
         if model.text_backbone:
@@ -478,15 +418,13 @@ def further_of(owners: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.arange(len(owner)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin) + begin[owner], owner
 
 
-class _evaluating:
-    """Evaluation mode (no dropout, fixed batch statistics) inside a `with`; the former mode afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *exception: object) -> None:
-        self.model.train(self.training)
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch statistics) and no gradients inside a `with`; the former mode afterwards."""
+    before = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(before)

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from makelib import ranks
 from makelib.data.catalog import Catalog
+from makelib.data.tokens import tokenizer_for
 from makelib.model import caching
-from makelib.model.batches import SHARD, STAGES, Batch, Batches, encoded, tokenizer_for
+from makelib.model.batches import SHARD, STAGES, Batch, Batches, encoded
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.frozen import pictures
 from makelib.model.losses import finetuning, full, objectives, total
@@ -37,9 +38,8 @@ from makelib.ranks import broadcast_weights, decided, gather, gather_rows, lost_
 from makelib.runtime import UserError, atomic_file, code_version, fingerprint, progress
 from makelib.settings import Objectives, Settings, to_dict
 
-#: features and masks that every process needs of every other's rows
+#: features that every process needs of every other's rows
 GATHERED = ("q", "p", "u_t", "u_v", "w", "q_plus", "p_hard", "title_image_logits", "query_product_logits")
-GATHERED_PAIRS = ("positives", "negatives")
 #: what is called after each step with the stage, the step and the curves so far
 Watcher = Callable[[str, int, list[dict]], None]
 #: steps between two looks at the numbers; in between the host only sends work ahead
@@ -68,9 +68,7 @@ def validation_recall(model: MakeModel, catalog: Catalog, settings: Settings) ->
             scores.append(top.values)
             relevant.append(torch.from_numpy(meets).gather(1, top.indices))
         best, full = _merged(torch.cat([best, torch.cat(scores)], dim=1), torch.cat([full, torch.cat(relevant)], dim=1))
-    best, full = (
-        torch.from_numpy(gather_rows(each.numpy().T.copy()).T.copy()) for each in (best, full)
-    )  # of all processes
+    best, full = (torch.from_numpy(gather_rows(each.numpy().T.copy()).T.copy()) for each in (best, full))
     found = _merged(best, full)[1].sum(dim=1).numpy()
     counts = gather_rows(counts[None]).sum(axis=0)
     return decided(float((found / counts)[counts > 0].mean()) if counts.any() else float("nan"))
@@ -253,8 +251,8 @@ def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
     weights = settings.objectives if stage == "pretrain" else finetuning(settings.objectives)
     dropout = np.random.SeedSequence(run.seed, spawn_key=(STAGES.index(stage), step, accelerator.process_index))
     run.wrapped.train()
-    inputs, pairs = (
-        {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()} for part in batch
+    batch = Batch(
+        *({name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()} for part in batch)
     )
     share = schedule(step, steps, training.warmup) / (5 if stage == "finetune" else 1)
     for group in run.optimizer.param_groups:
@@ -262,12 +260,12 @@ def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
     done = step / max(1, steps) if stage == "pretrain" else 1.0
     run.optimizer.zero_grad()
     backward = caching.backward if training.chunk else whole
-    terms, features, masked = backward(run, inputs, pairs, weights, done, dropout)
+    terms, features, masked = backward(run, batch, weights, done, dropout)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), training.clip)
     run.optimizer.step()
     with torch.no_grad():
         run.model.logit_scale.clamp_(0.0, math.log(100.0))
-    B = len(pairs["present"])
+    B = len(batch.pairs["present"])
     row = {
         "loss": total(terms, weights),
         **terms,
@@ -281,21 +279,16 @@ def _step(run: Run, batch: Batch, steps: int) -> dict[str, Tensor]:
 
 
 def whole(
-    run: Run,
-    inputs: dict[str, Tensor],
-    pairs: dict[str, Tensor],
-    weights: Objectives,
-    done: float,
-    dropout: np.random.SeedSequence,
+    run: Run, batch: Batch, weights: Objectives, done: float, dropout: np.random.SeedSequence
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """The objectives of a batch by name, its features and how many pairs are no negatives; the weights get their gradients."""
     settings = run.settings
     torch.manual_seed(int(dropout.generate_state(1)[0]))
     with run.accelerator.autocast():
-        features = gathered(run.wrapped(inputs, weights), GATHERED)
+        features = gathered(run.wrapped(batch.inputs, weights), GATHERED)
     # outside of autocast and in float32: logits in half precision are off by a tenth where the scale is 100
     features = {name: full(tensor) for name, tensor in features.items()}
-    pairs = gathered(pairs, GATHERED_PAIRS)
+    pairs = gathered(batch.pairs, ("positives", "negatives"))
     terms = objectives(features, pairs, weights, settings.keywords, fusion=settings.model.fusion, progress=done)
     run.accelerator.backward(total(terms, weights))
     return terms, features, (~pairs["negatives"]).sum()

@@ -7,6 +7,7 @@ works for every fusion, also those whose score does not split.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,19 +28,15 @@ GUESS = "no word of this query stands in a title or in a training query: these a
 def knows(catalog: Catalog, query: str) -> bool:
     """Whether some word of a query stands in a training query or in a title; about others a model can only guess."""
     asked = words(query)
-    return any(word in _heard(catalog) for word in asked) or any(word in _written(catalog) for word in asked)
+    return any(not _learned(catalog, table).isdisjoint(asked) for table in ("queries", "products"))
 
 
-@functools.lru_cache(maxsize=8)
-def _heard(catalog: Catalog) -> frozenset[str]:
-    return frozenset(
-        word for query in catalog.queries["query"].iloc[catalog.query_rows("train")] for word in words(query)
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _written(catalog: Catalog) -> frozenset[str]:
-    return frozenset(word for title in catalog.products["title"].dropna() for word in words(title))
+@functools.lru_cache(maxsize=16)
+def _learned(catalog: Catalog, table: str) -> frozenset[str]:
+    """Words of training queries, or of titles: those of a large catalogue take seconds, and are asked for when queries lack them."""
+    queries = catalog.queries["query"].iloc[catalog.query_rows("train")]
+    texts = queries if table == "queries" else catalog.products["title"].dropna()
+    return frozenset(itertools.chain.from_iterable(map(words, texts)))
 
 
 @dataclass(frozen=True)

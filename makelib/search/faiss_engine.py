@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from makelib import settings as settings_module
 from makelib.runtime import UserError
@@ -77,7 +76,7 @@ class Faiss:
                 index.pq.cp.min_points_per_centroid = 1
             index.cp.min_points_per_centroid = 1  # small catalogues are allowed; faiss would warn on stderr
             index.cp.max_points_per_centroid = SAMPLE
-        with _threads(1 if settings.kind == "hnsw" else faiss.omp_get_max_threads()):
+        with threadpool_limits(1 if settings.kind == "hnsw" else None, "openmp"):
             index.train(vectors)
             index.add(vectors)
         return cls(index, settings, vectors.astype(np.float16) if settings.kind == "ivf-pq" else None)
@@ -85,10 +84,6 @@ class Faiss:
     @property
     def dim(self) -> int:
         return self.index.d
-
-    @property
-    def count(self) -> int:
-        return self.index.ntotal
 
     @property
     def nbytes(self) -> int:
@@ -206,13 +201,3 @@ class Faiss:
             raise ValueError(f"{file.name} is no {settings.kind} index of inner products, they do not belong together")
         vectors = np.load(folder / "vectors.npy", mmap_mode="r") if settings.kind == "ivf-pq" else None
         return cls(index, settings, vectors, file)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

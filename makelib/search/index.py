@@ -220,7 +220,10 @@ class ProductIndex:
                 engine, ids = Milvus.load(folder, settings, manifest)
                 return cls(engine, ids, manifest)
             engine = Faiss.load(folder, dataclasses.replace(settings, kind=manifest["kind"]))
-            said, found = (manifest["count"], manifest["dim"], manifest["count"]), (engine.count, engine.dim, len(ids))
+            said, found = (
+                (manifest["count"], manifest["dim"], manifest["count"]),
+                (engine.index.ntotal, engine.dim, len(ids)),
+            )
             if said != found:
                 raise UserError(
                     f"The files in {folder} do not belong together: (vectors, width, ids) should be {said}, are {found}. "

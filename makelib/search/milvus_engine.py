@@ -48,8 +48,9 @@ class Milvus:
     What `add` and `delete` returned from is in the server's log and outlives it. Scores are Milvus's own.
     """
 
-    def __init__(self, where: str, name: str, dim: int, settings: settings_module.Index) -> None:
-        self.name, self.dim, self.settings = name, dim, settings
+    def __init__(self, where: str, manifest: dict[str, Any], settings: settings_module.Index) -> None:
+        self.name = f"makelib_{manifest['model']}_{manifest['catalogue']}".replace("-", "_")
+        self.dim, self.settings = manifest["dim"], settings
         self._scratch: tempfile.TemporaryDirectory | None = None
         self._open(where)
 
@@ -67,8 +68,7 @@ class Milvus:
         uri = settings.milvus or os.environ.get("MAKELIB_MILVUS_URI", "")
         scratch = None if uri else tempfile.TemporaryDirectory(prefix="makelib-milvus-", ignore_cleanup_errors=True)
         where = uri or str(Path(scratch.name) / DATABASE)
-        name = f"makelib_{manifest['model']}_{manifest['catalogue']}".replace("-", "_")
-        built = cls(where, name, vectors.shape[1], dataclasses.replace(settings, milvus=uri))
+        built = cls(where, manifest, dataclasses.replace(settings, milvus=uri))
         built._scratch = scratch  # lives as long as the engine does
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("product_id", DataType.VARCHAR, is_primary=True, max_length=65535)
@@ -78,9 +78,9 @@ class Milvus:
         graph = {"M": settings.hnsw_links, "efConstruction": settings.hnsw_search}
         index.add_index("vector", index_type="HNSW", metric_type="IP", params=graph)
         with _answering(where):
-            built._client.drop_collection(name, timeout=PATIENCE)
+            built._client.drop_collection(built.name, timeout=PATIENCE)
             built._client.create_collection(
-                name, schema=schema, index_params=index, properties=_properties(manifest),
+                built.name, schema=schema, index_params=index, properties=_properties(manifest),
                 consistency_level="Strong", timeout=PATIENCE,
             )  # fmt: skip
         built.add(vectors, ids, np.arange(len(ids)))
@@ -90,15 +90,14 @@ class Milvus:
     def load(cls, folder: Path, settings: settings_module.Index, manifest: dict) -> tuple[Milvus, np.ndarray]:
         """The engine of an index folder, and the ids of its rows as the collection has them: it may know more products than when the
         folder was written. Raises `UserError` where the collection is missing, or belongs to another model or catalogue."""
-        name = f"makelib_{manifest['model']}_{manifest['catalogue']}".replace("-", "_")
         where = settings.milvus or str(folder / DATABASE)
         if not settings.milvus and not Path(where).is_dir():
             raise ValueError(f"{DATABASE} is missing")
-        engine = cls(where, name, manifest["dim"], settings)
+        engine = cls(where, manifest, settings)
         with _answering(where):
-            if not engine._client.has_collection(name, timeout=PATIENCE):
-                raise ValueError(f"Milvus at {where} has no collection {name}")
-            found = engine._client.describe_collection(name, timeout=PATIENCE)["properties"]
+            if not engine._client.has_collection(engine.name, timeout=PATIENCE):
+                raise ValueError(f"Milvus at {where} has no collection {engine.name}")
+            found = engine._client.describe_collection(engine.name, timeout=PATIENCE)["properties"]
         wanted = _properties(manifest)
         if differ := [key for key in wanted if found.get(key) != wanted[key]]:
             raise ValueError(

@@ -15,14 +15,14 @@ from makelib.data.catalog import Catalog
 from makelib.model.batches import SHARD, encoded
 from makelib.model.make import MakeModel, ProductVectors
 from makelib.ranks import decided, place
-from makelib.runtime import UserError, atomic_file, fingerprint, progress
+from makelib.runtime import UserError, atomic_file, fingerprint
 from makelib.search.index import ProductIndex
 
 #: what is kept of each product, fields of `ProductVectors` and their type; its parts, twice as large, are made again when it is shown
 KEPT = {"embedding": np.float16, "weights": np.float32}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Retriever:
     """Search by text.
 
@@ -46,11 +46,10 @@ class Retriever:
         model: MakeModel,
         catalog: Catalog,
         settings: settings_module.Index | None = None,
-        quiet: bool = True,
         vectors: ProductVectors | None = None,
     ) -> Retriever:
         """Index the whole catalogue, encoded before or now."""
-        vectors = vectors or encode_catalogue(model, catalog, quiet=quiet)
+        vectors = vectors or encode_catalogue(model, catalog)
         return cls(name, model, catalog, None, vectors).indexed(settings)
 
     def indexed(self, settings: settings_module.Index | None) -> Retriever:
@@ -128,20 +127,15 @@ class Retriever:
             weight_image=self.vectors.weights[rows, 1],
         )
 
-    def __hash__(self) -> int:
-        return id(self)
 
-
-def encode_catalogue(
-    model: MakeModel, catalog: Catalog, folder: Path | None = None, quiet: bool = True
-) -> ProductVectors:
+def encode_catalogue(model: MakeModel, catalog: Catalog, folder: Path | None = None) -> ProductVectors:
     """Vectors of all products, see `Retriever.vectors`. With `folder` each shard is kept there as soon as it is made, by
     whichever process's turn it is, and a call that was killed is gone on with."""
     starts, (rank, world), shards = range(0, len(catalog), SHARD), place(), []
     key = fingerprint(model.fingerprint(), catalog.fingerprint)
     files = [Path(folder) / f".encoding-{key}" / f"{start}.npz" for start in starts] if folder else []
     mine = range(len(starts))[rank::world] if folder else range(len(starts))
-    for turn in progress(mine, description="encode", unit="shard", disable=quiet):
+    for turn in mine:
         if folder and files[turn].is_file():
             continue
         vectors = encoded(model, catalog, slice(starts[turn], min(starts[turn] + SHARD, len(catalog))))

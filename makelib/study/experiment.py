@@ -25,7 +25,8 @@ import pandas as pd
 
 from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog, settings_for
-from makelib.model.batches import Batches, tokenizer_for
+from makelib.data.tokens import tokenizer_for
+from makelib.model.batches import Batches
 from makelib.model.training import training_key
 from makelib.model.warmup import warm_up_images, warms_up
 from makelib.runtime import Stopped, UserError, alone, atomic_file, code_version, fingerprint, progress

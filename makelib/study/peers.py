@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from makelib.data.catalog import Catalog
-from makelib.model.batches import Batches, tokenizer_for
+from makelib.data.tokens import tokenizer_for
+from makelib.model.batches import Batches
 from makelib.model.fusion import masked_softmax
 from makelib.model.losses import contrast
 from makelib.model.optim import schedule
@@ -276,7 +277,7 @@ def train(
     what = f"{'fine-tuning' if fine_tune else 'adapting'} {peer.name}"
     for step in progress(range(training.steps), description=what, unit="step"):
         queries, products = batches.rows("pretrain", step)
-        masks = (torch.from_numpy(mask).to(device) for mask in vars(batches.masks(queries, products)).values())
+        masks = (torch.from_numpy(mask).to(device) for mask in batches.masks(queries, products))
         if fine_tune:
             peer.train()
             shown = read(peer, catalog, queries, products)

@@ -24,7 +24,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from makelib.data.catalog import Catalog
-from makelib.model.batches import Batches, tokenizer_for
+from makelib.data.tokens import tokenizer_for
+from makelib.model.batches import Batches
 from makelib.model.losses import objectives
 from makelib.model.make import MakeModel
 from makelib.model.training import LOG, train

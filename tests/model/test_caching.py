@@ -10,8 +10,9 @@ import pytest
 import torch
 from test_training import tiny, toy
 
+from makelib.data.tokens import tokenizer_for
 from makelib.model import caching, losses
-from makelib.model.batches import Batches, tokenizer_for
+from makelib.model.batches import Batches
 from makelib.model.frozen import pictures
 from makelib.model.losses import finetuning, objectives, total
 from makelib.model.make import MakeModel
@@ -50,10 +51,9 @@ def gradients(catalog, backward, stage="pretrain", **changes):
     shown, _, further = pictures(catalog, model)
     batches = Batches(catalog, tokenizer, settings, 0, (shown, further))
     batches.mined = np.random.default_rng(0).integers(0, len(catalog), (len(catalog.queries), 5))
-    inputs, pairs = batches(stage, 0)
     weights = settings.objectives if stage == "pretrain" else finetuning(settings.objectives)
     run = SimpleNamespace(settings=settings, model=model, wrapped=model.train(), accelerator=accelerator("fp32"))
-    terms, features, masked = backward(run, inputs, pairs, weights, 0.25, np.random.SeedSequence(3))
+    terms, features, masked = backward(run, batches(stage, 0), weights, 0.25, np.random.SeedSequence(3))
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return terms, found, (features["w"].mean(), features["scale"], masked)
 
@@ -114,8 +114,8 @@ def test_what_dropout_hides_is_hidden_again(catalog):
     no_heads = {"objectives.title_image_matching": 0.0, "objectives.query_product_matching": 0.0}
     seen = []
 
-    def pieces(run, inputs, pairs, weights, done, seed):
-        chunk, parts = 16, []
+    def pieces(run, batch, weights, done, seed):
+        (inputs, pairs), chunk, parts = batch, 16, []
         for turn, state in enumerate(seed.generate_state(3)):
             torch.manual_seed(int(state))
             rows = slice(turn * chunk, min((turn + 1) * chunk, len(inputs["present"])))

@@ -9,8 +9,8 @@ import torch
 from test_training import catalog, tiny  # noqa: F401  (the fixture is used by its name)
 from timm.models import save_for_hf
 
+from makelib.data.tokens import tokenizer_for
 from makelib.model import frozen
-from makelib.model.batches import tokenizer_for
 from makelib.model.encoders import make_backbone
 from makelib.model.make import MakeModel
 from makelib.model.training import train

@@ -7,19 +7,21 @@ from hypothesis import strategies as st
 
 from makelib.model.encoders import mean_pool
 from makelib.model.fusion import make_fusion, masked_softmax
+from makelib.model.make import MakeConfig
 from makelib.settings import FUSIONS
 
 B, L, P, D, d = 5, 7, 4, 16, 8
 CATEGORY = torch.tensor([1, 2, 3, 0, 1])
 
 
+def config(kind, width=D):
+    return MakeConfig(fusion=kind, width=width, dim=d, heads=2, categories=3)
+
+
 def fusion(kind):
     torch.manual_seed(0)
     title, image = torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Linear(D, d)), torch.nn.Linear(D, d)
-    module = make_fusion(
-        kind, width=D, dim=d, heads=2, dropout=0.0, gate_temperature=1.0, categories=3, project_title=title
-    )
-    return module, title, image
+    return make_fusion(config(kind), title), title, image
 
 
 def inputs(title, image, seed=1):
@@ -98,19 +100,7 @@ def test_a_single_stream_says_nothing_but_what_its_transformer_says():
 
 
 def test_a_single_stream_is_as_wide_as_the_encoders_and_what_joint_adds_is_not():
-    single, joint = (
-        make_fusion(
-            kind,
-            width=128,
-            dim=d,
-            heads=2,
-            dropout=0.0,
-            gate_temperature=1.0,
-            categories=3,
-            project_title=torch.nn.Identity(),
-        )
-        for kind in ("single_stream", "joint")
-    )
+    single, joint = (make_fusion(config(kind, width=128), torch.nn.Identity()) for kind in ("single_stream", "joint"))
     assert single.cls.shape[-1] == 128
     assert joint.cls.shape[-1] == 64
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from makelib.data.catalog import Catalog
 from makelib.data.tables import write_catalog
-from makelib.model.batches import Batches, augment, drop_words, tokenizer_for
+from makelib.data.tokens import tokenizer_for
+from makelib.model.batches import Batches, augment, drop_words
 from makelib.model.checkpoint import TrainingState, copied_weights, load_checkpoint, save_checkpoint
 from makelib.model.encoders import ImageEncoder, mean_pool
 from makelib.model.make import MakeModel
@@ -513,7 +514,7 @@ def test_what_depends_on_the_catalogue_alone_is_made_once(tmp_path, monkeypatch)
     catalog, settings = toy(tmp_path / "catalogue"), tiny(**{"objectives.masked_language": 0.1})
     train(catalog, settings, 0, tmp_path / "one", on_step=lambda *_: None)
     for name in ("train_tokenizer", "word_starts", "Tokens.of"):
-        monkeypatch.setattr(f"makelib.model.batches.{name}", lambda *_: pytest.fail("made twice"))
+        monkeypatch.setattr(f"makelib.data.tokens.{name}", lambda *_: pytest.fail("made twice"))
     for name in ("_counted", "_heaviest"):
         monkeypatch.setattr(f"makelib.model.keywords.{name}", lambda *_: pytest.fail("made twice"))
     again = Catalog.open(tmp_path / "catalogue")

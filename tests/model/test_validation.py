@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from makelib.data.sources.bazaar.world import generate
+from makelib.data.tokens import tokenizer_for
 from makelib.model import training
-from makelib.model.batches import encoded, tokenizer_for
+from makelib.model.batches import encoded
 from makelib.model.make import MakeModel
 from makelib.settings import Bazaar, preset
 

@@ -12,7 +12,7 @@ import torch
 from makelib.data.sources.bazaar.words import vocabulary
 from makelib.data.sources.bazaar.world import generate
 from makelib.data.tables import write_catalog
-from makelib.model.batches import tokenizer_for
+from makelib.data.tokens import tokenizer_for
 from makelib.model.make import MakeModel
 from makelib.search.retriever import Retriever
 from makelib.settings import preset

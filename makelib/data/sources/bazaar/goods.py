@@ -233,6 +233,17 @@ def _missing(settings: Bazaar) -> tuple[np.ndarray, ...]:
     return tuple(flags)
 
 
+def _donors(category: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Whose words stuff a title, product rows (N, most): wrong words are those of another listing, half of them from the same
+    category, for sellers copy what sells next door."""
+    shape = (len(category), most)
+    donors = rng.integers(0, len(category), shape)
+    order = np.argsort(category, kind="stable")
+    sizes = np.bincount(category, minlength=len(CATEGORIES))
+    near = order[(np.cumsum(sizes) - sizes)[category, None] + (rng.random(shape) * sizes[category, None]).astype(int)]
+    return np.where(rng.random(shape) < 0.5, near, donors)
+
+
 def write_titles(settings: Bazaar, goods: Goods, rng: np.random.Generator) -> tuple[list[list[Word]], dict[str, Any]]:
     """Titles as words in no order, and the truth about them."""
     count, led = settings.products, goods.image_led
@@ -253,16 +264,8 @@ def write_titles(settings: Bazaar, goods: Goods, rng: np.random.Generator) -> tu
         chance = np.where(led, NAMES_TEXTUAL["image"][key], NAMES_TEXTUAL["title"][key]) * np.where(rich, 1, 0.9)
         names[key] = (rng.random(count) < chance) & ~(stuffed & (rng.random(count) < STUFFED_DROPS))
 
-    # wrong words are those of another listing, half of them from the same category: sellers copy what sells next door
     wrong = STUFFED_WORDS[1]
-    donors = rng.integers(0, count, (count, wrong))
-    order = np.argsort(goods["category"], kind="stable")
-    sizes = np.bincount(goods["category"], minlength=len(CATEGORIES))
-    near = order[
-        (np.cumsum(sizes) - sizes)[goods["category"], None]
-        + (rng.random((count, wrong)) * sizes[goods["category"], None]).astype(int)
-    ]
-    donors = np.where(rng.random((count, wrong)) < 0.5, near, donors)
+    donors = _donors(goods["category"], wrong, rng)
     keys = rng.choice(len(STUFFED_KEYS), (count, wrong), p=list(STUFFED_KEYS.values()))
     amount = np.where(stuffed, rng.integers(STUFFED_WORDS[0], wrong + 1, count), 0)
     promo = rng.permuted(np.tile(np.arange(8), (count, 1)), axis=1)
@@ -324,6 +327,37 @@ def stuff(title: str, words: int, seed: int = 0, language: str = "en") -> str:
 # -- photographs ------------------------------------------------------------------------------------------------------
 
 
+def _spoiled(settings: Bazaar, goods: Goods, rng: np.random.Generator) -> np.ndarray:
+    """What is wrong with each photograph, or `clean`: str (N,)."""
+    _, missing, empty = _missing(settings)
+    kind = np.full(settings.products, "clean", dtype="<U11")
+    clean = 1 - settings.image_noise * (1 - np.array([category.clean for category in CATEGORIES.values()]))
+    unclean = rng.random(settings.products) >= clean[goods["category"]]
+    for led in ("image", "title"):
+        rows = np.flatnonzero(unclean & (goods.image_led == (led == "image")))
+        kind[rows] = rng.choice(list(SPOILED[led]), len(rows), p=list(SPOILED[led].values()))
+    kind[missing], kind[empty] = "missing", "placeholder"
+    return kind
+
+
+def _staged(
+    own: np.ndarray, kind: np.ndarray, image_led: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Who stands in front and who beside (-1: nobody), int (N, 4) both: the product in front, except where the seller borrowed the
+    picture of an image-led good (props)."""
+    shown, beside = own.copy(), np.full_like(own, -1)
+    lenders = own[image_led] if image_led.any() else own
+    props = kind == "props"
+    shown[props] = lenders[rng.integers(0, len(lenders), props.sum())]
+    beside[props] = own[props]
+    accessory = (kind == "clean") & (rng.random(len(own)) < ACCESSORY)
+    for led in (image_led, ~image_led):
+        if len(others := np.flatnonzero(~led)):
+            rows = accessory & led
+            beside[rows] = own[rng.choice(others, rows.sum())]
+    return shown, beside
+
+
 def take_photographs(
     settings: Bazaar, goods: Goods, rng: np.random.Generator
 ) -> tuple[Iterator[dict | None], dict[str, Any]]:
@@ -333,25 +367,8 @@ def take_photographs(
     own = np.stack([goods[key] for key in shown_keys], axis=1)  # (N, 4)
     _, missing, empty = _missing(settings)
 
-    kind = np.full(count, "clean", dtype="<U11")
-    clean = 1 - settings.image_noise * (1 - np.array([category.clean for category in CATEGORIES.values()]))
-    unclean = rng.random(count) >= clean[goods["category"]]
-    for led in ("image", "title"):
-        rows = np.flatnonzero(unclean & (goods.image_led == (led == "image")))
-        kind[rows] = rng.choice(list(SPOILED[led]), len(rows), p=list(SPOILED[led].values()))
-    kind[missing], kind[empty] = "missing", "placeholder"
-
-    # who stands in front: the product, except where the seller borrowed the picture of an image-led good (props)
-    shown, beside = own.copy(), np.full_like(own, -1)
-    image_led, title_led = np.flatnonzero(goods.image_led), np.flatnonzero(~goods.image_led)
-    lenders = own[image_led] if len(image_led) else own
-    props = kind == "props"
-    shown[props] = lenders[rng.integers(0, len(lenders), props.sum())]
-    beside[props] = own[props]
-    accessory = (kind == "clean") & (rng.random(count) < ACCESSORY)
-    for rows, other in ((accessory & goods.image_led, title_led), (accessory & ~goods.image_led, image_led)):
-        if len(other):
-            beside[rows] = own[rng.choice(other, rows.sum())]
+    kind = _spoiled(settings, goods, rng)
+    shown, beside = _staged(own, kind, goods.image_led, rng)
     fresh = rendered(*shown.copy().T, size=size, seed=settings.seed, beside=beside)
 
     stock = np.flatnonzero(kind == "stock")

@@ -92,16 +92,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         health["warnings"] = warnings_of(health, options)
         for warning in health["warnings"]:
             print(f"makelib: {warning}", file=sys.stderr)
-        info = {
-            "source": "files",
-            "generated_queries": not accounts,
-            "notes": [*health["warnings"], *notes],
-            "attribute_kinds": _kinds(frame, rows.category) | dict(options.attribute_kinds),
-            "category_column": rows.category,
-            "hidden": hidden,
-            "generated": summary,
-            "options": dataclasses.asdict(options) | {"columns": rows.mapping},
-        }
+        told = {"generated_queries": not accounts, "notes": [*health["warnings"], *notes]}
         return write_catalog(
             out,
             name=options.name or folder.resolve().name,
@@ -109,7 +100,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             queries=queries,
             interactions=interactions,
             truth=truth,
-            info=info,
+            info=told | _info(rows, frame, hidden, summary, options),
             extra_files={
                 "quarantine.csv": listed,
                 "health.json": json.dumps(health, indent=2, ensure_ascii=False),
@@ -340,10 +331,20 @@ def _health(
     }
 
 
-def _kinds(frame: pd.DataFrame, category: str | None) -> dict[str, str]:
-    """What each attribute speaks of, by its name."""
+def _info(
+    rows: ProductRows, frame: pd.DataFrame, hidden: dict[str, Any], summary: dict[str, Any], options: ImportOptions
+) -> dict[str, Any]:
+    """How the catalogue was made, for `catalogue.json`; what an attribute speaks of, its name says where nobody does."""
     kinds = {"type": "type", "colour": "visual", "look": "visual"}
-    return {column: kinds.get(labels.role(column, category), "textual") for column in frame}
+    named = {column: kinds.get(labels.role(column, rows.category), "textual") for column in frame}
+    return {
+        "source": "files",
+        "attribute_kinds": named | dict(options.attribute_kinds),
+        "category_column": rows.category,
+        "hidden": hidden,
+        "generated": summary,
+        "options": dataclasses.asdict(options) | {"columns": rows.mapping},
+    }
 
 
 def _present(digests: list[bytes | None]) -> np.ndarray:
