@@ -21,11 +21,11 @@ from PIL import Image
 
 from makelib.__main__ import main
 from makelib.data.catalog import Catalog
+from makelib.data.sources.files.cells import names_in
 from makelib.data.sources.files.health import health_report
 from makelib.data.sources.files.importer import import_catalog
 from makelib.data.sources.files.mojibake import mended
 from makelib.data.sources.files.options import read_options
-from makelib.data.sources.files.paths import names_in
 from makelib.data.sources.files.rows import masked
 from makelib.data.sources.files.systems import leaf, text_of
 from makelib.runtime import UserError

@@ -661,9 +661,9 @@ def test_interactions_and_queries_of_people(folder, tmp_path):
             {"query_id": "b", "product_id": "p1", "label": "1", "kind": "judgment"},
             {"query_id": "x", "product_id": "p1", "label": "1", "kind": ""},
             {"query_id": "a", "product_id": "nobody", "label": "1", "kind": ""},
-            {"query_id": "a", "product_id": "p2", "label": "good", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "grand", "kind": ""},
             {"query_id": "a", "product_id": "p2", "label": "nan", "kind": ""},
-            {"query_id": "a", "product_id": "p2", "label": "-1", "kind": ""},
+            {"query_id": "a", "product_id": "p2", "label": "1;2", "kind": ""},
             {"query_id": "a", "product_id": "p2", "label": "", "kind": ""},
             {"query_id": "a", "product_id": "p2", "label": "1", "kind": "glance"},
         ],
@@ -681,7 +681,7 @@ def test_interactions_and_queries_of_people(folder, tmp_path):
     assert accounts["interactions"]["reasons"] == {
         "names an unknown query": 1,
         "names an unknown product": 1,
-        "has a label that is no number of 0 or more": 4,
+        "has a label that is neither a number nor a known word": 4,
         "has an unknown kind": 1,
     }
     assert accounts["interactions"]["read"] == 9

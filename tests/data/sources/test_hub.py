@@ -706,5 +706,5 @@ def test_rows_without_product_query_or_label_go_into_quarantine(tmp_path):
     catalog = hub.open_set(ESCI, ALL, tmp_path)
     reasons = Counter(pd.read_csv(catalog.folder / "quarantine.csv")["reason"].str.split(" (", regex=False).str[0])
     assert reasons["has no id"] == 1
-    assert reasons["has a label that is no number of 0 or more"] == 1
+    assert reasons["has a label that is neither a number nor a known word"] == 1
     assert len(labels_of(catalog, "judgment")) == 98

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 from makelib.data.catalog import KINDS, SPLITS
 from makelib.data.sources.files import labels, log
-from makelib.data.sources.files.judged import SPLIT_NAMES, Ids, Lines, tables_of
+from makelib.data.sources.files.judged import Ids, Lines, grade, split_of, tables_of
 from makelib.data.sources.files.log import number
 from makelib.data.sources.files.options import INTERACTION_COLUMNS, QUERY_COLUMNS, ImportOptions
 from makelib.data.sources.files.products import ProductRows
@@ -52,6 +53,7 @@ class _Asked:
     masked: int = 0
     counted: list[str] = field(default_factory=list)
     users_told: bool = False
+    words: set[str] = field(default_factory=set)
 
     def read_queries(self, table: Table | Lines, stated: str) -> None:
         mapping = table.mapping("queries", QUERY_COLUMNS, ("query_id", "query"), self.options.columns)
@@ -60,7 +62,7 @@ class _Asked:
             key, query, split, intent = (
                 (row.values[mapping[c]] if row.values and c in mapping else "") for c in QUERY_COLUMNS
             )  # fmt: skip
-            split = SPLIT_NAMES.get(split.strip().casefold(), split.strip()) or stated
+            split = split_of(split) or split.strip() or stated
             if row.values is None:
                 self.quarantine.add("queries", row.number, row.reason, row.detail)
             elif not key.strip():
@@ -79,6 +81,10 @@ class _Asked:
         self.masked += shown != query
         self.queries[key] = (shown, split, intent or " ".join(shown.split()).casefold())
 
+    def _grade(self, label: str) -> float | None:
+        self.words.add(label.strip().casefold())
+        return grade(label, self.options.grades)
+
     def read_interactions(
         self, table: Table | Lines, stated: str, own_queries: bool, products: Ids, left_out: set[str]
     ) -> None:
@@ -88,12 +94,13 @@ class _Asked:
         self.counted += [event for event in events if event not in self.counted]
         self.users_told |= "user" in mapping
         query_ids, new = Ids(self.queries), {}
+        grades = functools.cache(self._grade)
         for row in progress(table.rows(), description="interactions", unit="row"):
             self.read["interactions"] += 1
             cells = {c: (row.values[mapping[c]] if row.values and c in mapping else "") for c in INTERACTION_COLUMNS}
             key, query = query_ids(cells["query_id"]) if own_queries else "", cells["query"]
             product = products(cells["product_id"])
-            value = number(cells["label"] if "label" in mapping else "1")
+            value = grades(cells["label"]) if "label" in mapping else 1.0
             counts = [number(cells[event] or "0") for event in events]
 
             def drop(reason: str, detail: str = "", *, row: Row = row, product: str = product) -> None:
@@ -106,7 +113,7 @@ class _Asked:
             elif product not in products and product not in left_out:
                 drop("names an unknown product")
             elif value is None:
-                drop("has a label that is no number of 0 or more", cells["label"])
+                drop("has a label that is neither a number nor a known word", cells["label"])
             elif None in counts:
                 drop("has a count that is no number of 0 or more")
             elif cells["kind"] and cells["kind"] not in KINDS:
@@ -141,6 +148,11 @@ def asked_by_people(
         asked.read_queries(table, split)
     for table, split in interaction_tables:
         asked.read_interactions(table, split, bool(query_tables), products, left_out)
+    known = asked.words | {*log.EVENTS[1:]}
+    if unknown := [word for word in options.grades if word.casefold() not in known]:
+        raise UserError(
+            f"grades: {unknown[0]!r} is no label of the interactions and none of {', '.join(log.EVENTS[1:])}; correct or remove it."
+        )
     notes += [notice for table, _ in (*query_tables, *interaction_tables) for notice in table.notices]
     if not asked.found:
         raise UserError(f"{interaction_tables[0][0].path}: no interaction could be kept. {quarantine}")

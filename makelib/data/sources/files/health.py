@@ -67,10 +67,15 @@ REMEDIES = {
     "is an address": "They are addresses: run again with `--fetch` to fetch them.",
     "does not exist": "Put them under images/, or name the column that holds them: `--map products.image=<column>`.",
     "leaves the folder": "Copy them into the folder, under images/, and write their paths relative to it.",
+    "is not valid CSV": "Export again with every cell in quotes, and quotes within it doubled.",
     "is not valid": "State the encoding, such as `--encoding cp1252`.",
     "has a wrong number of cells": "Export again with every cell in quotes.",
     "names an unknown product": "Its ids differ from those of the products: `--map interactions.product_id=<column>`.",
     "names an unknown query": "Its ids differ from those of the queries: `--map interactions.query_id=<column>`.",
+    "has a label that": "Say what its words mean: `grades: {<word>: <0 to 1>}` in catalogue.yaml.",
+    "has an unknown split": "Call the splits train, validation and test.",
+    "is a HEIC photograph": "Convert them to JPEG, by `mogrify -format jpg *.heic` or the like.",
+    "is the photograph itself": "Write the photographs as files under images/ and their names into the column.",
     "repeats an id": "Choose the column that is unique: `--map products.product_id=<column>`.",
 }
 

@@ -27,10 +27,11 @@ from makelib.data.catalog import PRODUCTS, Catalog
 from makelib.data.sources import fetch as fetching
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
+from makelib.data.sources.files.cells import is_address
 from makelib.data.sources.files.health import duplicate_health, lost, title_health, warnings_of
 from makelib.data.sources.files.judged import tables_of
 from makelib.data.sources.files.options import ImportOptions, read_options, stated
-from makelib.data.sources.files.paths import Lost, Places, address, is_address, unpack
+from makelib.data.sources.files.paths import Lost, Places, address, unpack
 from makelib.data.sources.files.photos import Photo, Photos
 from makelib.data.sources.files.products import ProductRows, image_cells, read_products, split_attributes
 from makelib.data.sources.files.rows import Quarantine, find

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from makelib.data.sources.files.readers import Table
 from makelib.data.sources.files.rows import Row, find
 
-#: other names of the three splits
-SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "test", "training": "train"}
+#: names of the three splits
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("validation", "valid", "validate", "val", "dev", "devel", "development"), "validation"),
+    **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation", "holdout", "heldout"), "test"),
+}
+#: grades in words, in the scales that people judge by: ESCI's (its task's gains), WANDS', Bing's five, yes and no
+GRADES = {
+    "exact": 1.0, "substitute": 0.1, "complement": 0.01, "irrelevant": 0.0, "e": 1.0, "s": 0.1, "c": 0.01, "i": 0.0,
+    "exact match": 1.0, "partial match": 0.5, "partial": 0.5, "no match": 0.0, "match": 1.0,
+    "perfect": 1.0, "excellent": 0.75, "good": 0.5, "fair": 0.25, "bad": 0.0, "poor": 0.0,
+    "highly relevant": 1.0, "very relevant": 1.0, "relevant": 1.0, "partially relevant": 0.5, "somewhat relevant": 0.5,
+    "marginally relevant": 0.25, "not relevant": 0.0, "non relevant": 0.0, "nonrelevant": 0.0,
+    "yes": 1.0, "true": 1.0, "y": 1.0, "t": 1.0, "no": 0.0, "false": 0.0, "n": 0.0, "f": 0.0,
+}  # fmt: skip
 
 
 class Lines:
@@ -55,7 +69,7 @@ def tables_of(
     ]
     if not queries:
         topics = sorted(path for path in folder.iterdir() if re.match(r"topics\b", path.name, re.IGNORECASE))
-        queries = [(Lines(path, ("query_id", "query")), _split(path)) for path in topics]
+        queries = [(Lines(path, ("query_id", "query")), split_of(path.stem)) for path in topics]
     if not interactions:
         inner = folder / "qrels"
         judged = sorted(inner.iterdir()) if inner.is_dir() else []
@@ -67,17 +81,31 @@ def tables_of(
                 first = file.readline().split()
             bare = len(first) == 4 and re.fullmatch(r"-?\d+(\.\d+)?", first[3])
             columns = ("query_id", "0", "product_id", "label")
-            interactions.append((Lines(path, columns) if bare else Table(path, encoding, mend), _split(path)))
+            interactions.append((Lines(path, columns) if bare else Table(path, encoding, mend), split_of(path.stem)))
     return queries, interactions
 
 
-def _split(path: Path) -> str:
-    """The split that a file's name states: `test.tsv`, `qrels.dev.txt`."""
-    words = re.split(r"[\W_]+", path.stem.casefold())
-    return next((SPLIT_NAMES.get(word, word) for word in words if word in SPLIT_NAMES or word in _OWN), "")
+def split_of(name: str) -> str:
+    """The split that a cell or a file's name states, as `test.tsv`, `qrels.dev`, `Hold-out`, or ""."""
+    words = re.split(r"[\W_\d]+", name.casefold().replace("-", ""))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
 
-_OWN = ("train", "validation", "test")
+def grade(label: str, scale: Mapping[str, float]) -> float | None:
+    """A label as a number of 0 or more, or None: numbers (below 0 as TREC marks junk: 0), shares in per cent, words by `scale`
+    (as written there) and by `GRADES`."""
+    told = " ".join(re.sub(r"[_-]+(?=[^\W\d])", " ", label).split()).casefold()
+    known = {word.casefold(): value for word, value in scale.items()}
+    if label.strip().casefold() in known:
+        return known[label.strip().casefold()]
+    if told in GRADES:
+        return GRADES[told]
+    found = re.fullmatch(r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?)\s*(%|/\s*\d+)?", told)
+    if found is None:
+        return None
+    value = float(found[1].replace(",", "."))
+    of = 100.0 if found[2] == "%" else float((found[2] or "/1").strip("/ "))
+    return max(0.0, value / of) if math.isfinite(value) and of else None
 
 
 class Ids:

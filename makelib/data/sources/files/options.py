@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,9 @@ from makelib.settings import STRICT, read_mapping
 MOST_VALUES = 200
 #: makelib's name of a column -> the names it goes by, without case and punctuation, best first
 PRODUCT_COLUMNS = {
-    "product_id": ("productid", "id", "sku", "handle", "itemid", "articleid", "asin", "docid", "corpusid", "productnumber", "itemsku", "artikelnummer", "artikelnr", "identifiant", "référence", "referencia", "商品id", "商品编号", "编号"),
+    "product_id": ("productid", "id", "sku", "handle", "itemid", "articleid", "asin", "parentasin", "docid", "corpusid", "productnumber", "itemsku", "artikelnummer", "artikelnr", "identifiant", "référence", "referencia", "商品id", "商品编号", "编号"),
     "title": (
-        "title", "producttitle", "productdisplayname", "productname", "displayname", "name", "itemname", "titel", "bezeichnung", "artikelname", "produktname", "titre", "título", "titulo", "nombre", "标题", "商品标题", "商品名称", "名称",
+        "title", "producttitle", "productdisplayname", "productname", "displayname", "prodname", "name", "itemname", "titel", "bezeichnung", "artikelname", "produktname", "titre", "título", "titulo", "nombre", "标题", "商品标题", "商品名称", "名称",
     ),
     "image": (
         "image", "imagelink", "imagesrc", "mainimage", "primaryimage", "imagepath", "imagefile", "imagename", "filename", "photo", "picture", "img", "imageurl", "mainimageurl", "bild", "foto", "imagen", "图片", "主图",
@@ -29,10 +30,16 @@ PRODUCT_COLUMNS = {
     ),
     "text": ("text",),
     "category": (
-        "category", "articletype", "producttype", "type", "subcategory", "mastercategory", "department", "kategorie", "kategorien", "catégorie", "catégories", "categoría", "categoria",
+        "category", "articletype", "producttype", "producttypename", "type", "subcategory", "mastercategory", "maincategory", "department", "categories", "kategorie", "kategorien", "catégorie", "catégories", "categoría", "categoria",
         "类目", "品类", "类别", "分类",
     ),
 }  # fmt: skip
+#: further columns of photographs in a table of no known system, `image_2`, `gallery_images`, `photo_back`; without case and punctuation
+IMAGE_COLUMN = re.compile(
+    r"(main|primary|default|cover|base|first|second(ary)?|third|front|back|side|product|item|extra|additional|further|other|gallery|large|full|original)*"
+    r"(image|photo|picture|img|pic|bild|foto|imagen|图片|主图)(s|er|es)?(url|uri|link|path|file|filename|src)?s?"
+    r"(main|front|back|side|left|right|top|bottom|detail)?\d*"
+)
 QUERY_COLUMNS = {
     "query_id": ("queryid", "qid", "id"),
     "query": ("query", "querytext", "searchquery", "searchterm", "keyword", "text"),
@@ -93,7 +100,8 @@ class ImportOptions:
     hide_columns: tuple[str, ...] = ()
     hide_words: tuple[str, ...] = ()
     hide_share: float = 0.0
-    #: logs: the grade of a pair by its strongest event (clicks 0.3, carts 0.6, purchases 1.0 unless stated here), whether
+    #: grades of labels in words beside those that are known (`judged.GRADES`), {"so so": 0.4}; and of logs: the grade of a
+    #: pair by its strongest event (clicks 0.3, carts 0.6, purchases 1.0 unless stated here), whether
     #: position bias is taken out of clicks, and what the splits keep apart: intents, or time
     grades: Mapping[str, float] = field(default_factory=dict)
     debias: bool = False
@@ -136,8 +144,8 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
     known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}
     if options.split_by not in ("intent", "time"):
         raise UserError(f"split_by is intent or time, not {options.split_by!r}.")
-    if wrong := [event for event in options.grades if event not in ("clicks", "carts", "purchases")]:
-        raise UserError(f"grades: {wrong[0]!r} is unknown; grade clicks, carts, purchases from 0 to 1.")
+    if wrong := [name for name, value in options.grades.items() if not 0 <= value <= 1]:
+        raise UserError(f"grades: that of {wrong[0]!r} is {options.grades[wrong[0]]:g}; grades are 0 to 1.")
     tables = {"products": PRODUCT_COLUMNS, "queries": QUERY_COLUMNS, "interactions": INTERACTION_COLUMNS}
     for column in options.columns:
         table, point, name = column.rpartition(".")

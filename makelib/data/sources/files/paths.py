@@ -6,11 +6,9 @@ case, composed or decomposed (é), percent-encoded. Only regular files of the fo
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import html
-import json
 import os
 import re
 import stat
@@ -19,11 +17,12 @@ import unicodedata
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from makelib.data.sources.fetch import MOST_BYTES
+from makelib.data.sources.files.cells import is_address
 from makelib.data.sources.files.rows import IMAGE_NAME
 from makelib.runtime import UserError
 
@@ -32,58 +31,21 @@ MOST_UNPACKED = 256 * 2**30
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 #: tried in the place of the one that a cell names
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif")
-_ADDRESS = re.compile(r"\s*['\"]?(?!file:)([a-z][a-z0-9+.-]+:)?//[^/\s]", re.IGNORECASE)
+#: the beginning of a photograph that stands in its cell, in base64: JPEG, PNG, GIF, WebP
+_INLINE = re.compile(r"\s*(data:image/|/9j/|iVBORw0KGgo|R0lGOD|UklGR)")
 _DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
 
 
+#: what macOS, Windows, storage boxes, editors and interrupted downloads leave beside photographs: `._x.jpg`, `Thumbs.db`, `x.jpg~`, …
+_HIDDEN = re.compile(
+    r"\.|~\$|.*(~|\.part|\.crdownload|:zone\.identifier)$|(eh)?thumbs\w*\.db|desktop\.ini|icon\r$|__macosx$|@eadir$|[$#]recycle|lost\+found$"
+    r"|system volume information$",
+    re.IGNORECASE,
+)
+
+
 def hidden(name: str) -> bool:
-    """What macOS, Windows and storage boxes leave beside photographs: `._x.jpg`, `.DS_Store`, `Thumbs.db`, …"""
-    return name.startswith(".") or name.casefold() in ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
-
-
-def is_address(cell: str) -> bool:
-    return _ADDRESS.match(cell) is not None
-
-
-def names_in(cell: str, exists: Callable[[str], bool]) -> list[str]:
-    """The photographs in a cell, in order: one name, or a list as JSON, as Python or NumPy prints one, or between `|`, `;`,
-    `,` or line breaks. What names an existing file (`exists(cell)`) is one name whatever it holds."""
-    written, cell = cell, cell.strip()
-    if not cell:
-        return []
-    if cell[0] in "[({" and cell[-1] in "])}" and not exists(cell):
-        readers = (json.loads, ast.literal_eval) if not re.search(r"['\"]\s+['\"]", cell) else (json.loads,)
-        for read in readers:
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-                return list(_flat(read(cell)))
-        if quoted := re.findall(r"'([^']+)'|\"([^\"]+)\"", cell):  # NumPy puts no comma between
-            return [one or other for one, other in quoted]
-        if cell[0] == "[":
-            cell = cell[1:-1]
-    if not re.search(r"[|;,\s]", cell) or exists(cell):
-        return [written]
-    for separator in (r"\||\n", r";", r",\s*(?=(?:https?:)?//)" if is_address(cell) else r",", r"\s+"):
-        parts = [part.strip() for part in re.split(separator, cell) if part.strip()]
-        if len(parts) > 1 and (
-            "|" in separator or all(is_address(part) or IMAGE_NAME.search(part) or exists(part) for part in parts)
-        ):
-            return [name for part in parts for name in names_in(part, exists)]
-    return [cell if re.search(r"[|;,\n]", cell) else written]
-
-
-def _flat(value: object) -> Iterator[str]:
-    """The names in nested lists; of objects, what their usual keys hold."""
-    if isinstance(value, Mapping):
-        keys = ("src", "url", "path", "link", "href", "file", "image", "name")
-        value = next((value[key] for key in keys if value.get(key)), None)
-    if isinstance(value, str | int):
-        if str(value).strip():
-            yield str(value).strip()
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _flat(item)
-    elif value is not None:
-        raise ValueError("not a list of names")
+    return _HIDDEN.match(name) is not None
 
 
 class Lost(str):
@@ -120,6 +82,8 @@ class Places:
         if is_address(cell):
             found = self.fetched.get(address(cell), Lost("is an address, not a file of the folder"))
             return (found, 0) if isinstance(found, Lost) else (found, os.path.getsize(found))
+        if len(cell) > 200 and _INLINE.match(cell):
+            return Lost("is the photograph itself, in base64, and not its name"), 0
         try:
             path = self._find(cell)
             if isinstance(path, Lost):
@@ -150,7 +114,9 @@ class Places:
         with contextlib.suppress(OSError, ValueError):
             path = self._find(cell) if cell.strip() and not is_address(cell) else Lost("")
             if not isinstance(path, Lost) and path.is_dir():
-                return [os.path.join(cell, name) for name in sorted(os.listdir(path)) if not hidden(name)]
+                names = [name for name in sorted(os.listdir(path)) if not hidden(name)]
+                names = list(filter(IMAGE_NAME.search, names)) or names  # what else lies there is no photograph
+                return [os.path.join(cell, name) for name in names]
         return [cell]  # `locate` says what is wrong with it
 
     def by_id(self) -> dict[str, str]:
@@ -184,8 +150,10 @@ class Places:
                 return path
         outside = self._inside(os.path.join(self.base, cell)) is None
         for written in _writings(cell):
-            absolute = written.startswith("/") or _DRIVE.match(written) is not None
-            parts = [part for part in _DRIVE.sub("", written).split("/") if part not in ("", ".")]
+            absolute = written.startswith(("/", "~/")) or _DRIVE.match(written) is not None
+            parts = [part for part in _DRIVE.sub("", written).split("/") if part not in ("", ".", "~")]
+            while parts and parts[0] == "..":  # written from where a program stood; what follows is looked for here
+                outside, parts = True, parts[1:]
             outside |= absolute
             if not parts or ".." in parts:
                 continue

@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -167,6 +168,8 @@ def inspect(source: Path | bytes) -> Photo:
     except Image.DecompressionBombError as error:
         return Photo(reason=f"has more than {MOST_PIXELS // 10**6} million pixels", detail=str(error))
     except Image.UnidentifiedImageError:
+        if re.match(rb"....ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)", data, re.DOTALL):
+            return Photo(reason="is a HEIC photograph, which is not read")
         return Photo(reason="is not an image that can be read")
     except Exception as error:  # decoders raise whatever broken bytes lead them to; each costs one image
         return Photo(reason="is a broken image", detail=f"{type(error).__name__}: {error}")

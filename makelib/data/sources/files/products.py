@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from makelib.data.sources.files import labels, terse
-from makelib.data.sources.files.options import MOST_VALUES, PRODUCT_COLUMNS, ImportOptions
-from makelib.data.sources.files.paths import Places, fold, is_address, names_in
+from makelib.data.sources.files.cells import listed, names_in
+from makelib.data.sources.files.options import IMAGE_COLUMN, MOST_VALUES, PRODUCT_COLUMNS, ImportOptions
+from makelib.data.sources.files.paths import Places, fold
 from makelib.data.sources.files.readers import Table, plain
 from makelib.data.sources.files.rows import IMAGE_NAME, SUFFIXES, Quarantine, find, masked
 from makelib.data.sources.files.systems import Item, Reading, leaf, recognise, text_of
@@ -83,13 +84,12 @@ def read_products(
 
 def _reading(table: Table, options: ImportOptions) -> Reading:
     """Which column is what: as the options state, else as the system's export has it, else by usual names."""
-    embedded = {"image", "images", options.columns.get("image"), options.columns.get("images")} & table.embedded
-    if embedded:
+    named = [column for column in table.columns if column]
+    if embedded := [c for c in table.embedded if c in options.columns.values() or IMAGE_COLUMN.fullmatch(plain(c))]:
         raise UserError(
-            f"{table.path}: the column {embedded.pop()!r} holds the images themselves; write them as files under images/ "
+            f"{table.path}: the column {embedded[0]!r} holds the images themselves; write them as files under images/ "
             "and their paths into the column. (A catalogue that makelib wrote needs no import.)"
         )
-    named = [column for column in table.columns if column]
     system = recognise(named)
     stated = [
         options.columns[column] for column in ("title", "image", "images", "category") if column in options.columns
@@ -104,10 +104,11 @@ def _reading(table: Table, options: ImportOptions) -> Reading:
             "image": (), "images": ()
         }  # fmt: skip
     mapping = table.mapping("products", guesses, ("product_id", "title"), options.columns)
-    stated = [mapping[column] for column in ("image", "images") if column in mapping]
-    images = stated
-    if system and not stated:
+    images = [mapping[column] for column in ("image", "images") if column in mapping]
+    if system and not images:
         images = [c for pattern in system.images for c in named if re.fullmatch(pattern, plain(c))]
+    elif not system and "image" not in {column.rpartition(".")[2] for column in options.columns}:
+        images += [c for c in named if IMAGE_COLUMN.fullmatch(plain(c)) and c not in mapping.values()]
     return Reading(system, mapping, images, named)
 
 
@@ -222,7 +223,10 @@ class _Collector:
     def _value(self, column: str, values: dict[str, str], item: Item) -> str:
         value = values[column]
         if column == self.reading.mapping.get("category"):
-            value = item.category if self.reading.system else leaf(value) if " > " in value else value
+            if value[:1] == "[" and (steps := listed(value)):  # a path, or several categories, as JSON
+                value = steps[-1]
+            elif self.reading.system or " > " in value:
+                value = item.category if self.reading.system else leaf(value)
         known = self.distinct[column]
         if value not in known:
             known[value] = masked(value)
@@ -328,10 +332,6 @@ def image_cells(places: Places, rows: ProductRows, most: int) -> tuple[list[str]
         cells += own or [""]
         counts.append(len(own) or 1)
     return cells, np.repeat(np.arange(len(counts)), counts), {"named": named, "beyond": too_many}
-
-
-def addresses(cells: list[str]) -> list[str]:
-    return [cell for cell in cells if is_address(cell)]
 
 
 def split_attributes(rows: ProductRows, options: ImportOptions) -> tuple[pd.DataFrame, np.ndarray, list[str]]:

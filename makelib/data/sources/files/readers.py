@@ -1,24 +1,29 @@
-"""Table files as rows of text: CSV, TSV, Excel, Parquet, JSON Lines, XML feeds; what is broken is named, never guessed or lost.
+"""Table files as rows of text: CSV, TSV, Excel, Parquet, JSON, JSON Lines, XML feeds; what is broken is named, never guessed or lost.
 
 Knows encodings, quotes and column names, nothing about products.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import collections
 import contextlib
 import csv
 import datetime
+import gzip
+import io
 import itertools
 import json
+import lzma
 import math
 import re
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from xml.etree import ElementTree
 
 import charset_normalizer
@@ -28,23 +33,26 @@ import pyarrow.parquet as pq
 from openpyxl.utils.exceptions import InvalidFileException
 
 from makelib.data.sources.files.mojibake import mended
-from makelib.data.sources.files.rows import IMAGE_NAME, Row, masked
+from makelib.data.sources.files.rows import IMAGE_NAME, Row, kind_of, masked
 from makelib.runtime import UserError
 
 #: longest CSV field in characters, so that a quote left open cannot swallow a file of any size
 LONGEST_FIELD = 1_000_000
 #: elements that are a row each in the feeds of shops: RSS, Atom, and plain lists
 FEED_ROWS = ("item", "entry", "product", "offer")
+#: text may be packed, one file in each
+_PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class Table:
-    """A table file: `columns`, `rows()`, and `embedded`, the Parquet columns that hold no text (images, lists).
+    """A table file: `columns`, `rows()`, and `embedded`, the Parquet columns that hold bytes (images).
 
     A row with bytes that are not valid in `encoding`, with NULs, or with another number of cells than the header is
     broken as a whole. A quote left open costs its own line only: the lines it took along are read again.
     Text that was encoded twice ("CafÃ©") is counted, and read right where `mend` says so, but for names of image files: a file
     may bear such a name.
-    Raises `UserError` for an unknown encoding, an empty file, a header that cannot be read or names a column twice.
+    A column that stands twice in the header gets a number; empty cells at the end of rows or header cost nothing.
+    Raises `UserError` for an unknown encoding, an empty file, a header that cannot be read.
     """
 
     def __init__(self, path: Path, encoding: str = "utf-8", mend: bool = False) -> None:
@@ -53,21 +61,34 @@ class Table:
         #: what was guessed about the file, a line each
         self.notices: list[str] = []
         self._badly = self._twice = 0
+        self._quotes: dict[str, Any] = {}
         try:
             self.encoding = {"utf-8": "utf-8-sig"}.get(name := codecs.lookup(encoding).name, name)
         except LookupError:
             raise UserError(f"There is no encoding {encoding!r}; try utf-8, latin-1, gb18030 or shift_jis.") from None
-        kind = path.suffix[1:].casefold()
-        self._read = {"csv": self._csv, "tsv": self._csv, "txt": self._csv, "jsonl": self._jsonl, "ndjson": self._jsonl, "xlsx": self._xlsx,
-                      "parquet": self._parquet, "xml": self._xml}[kind]  # fmt: skip
+        kind = kind_of(path)
+        self._read = {"csv": self._csv, "tsv": self._csv, "txt": self._csv, "json": self._json, "jsonl": self._json, "ndjson": self._json,
+                      "xlsx": self._xlsx, "parquet": self._parquet, "xml": self._xml}[kind]  # fmt: skip
         if kind not in ("parquet", "xlsx", "xml"):
-            with open(path, "rb") as file:
+            with self._bytes() as file:
                 if wide := _wide(file.read(4)):
                     self.encoding = wide
                     self.notices.append(f"{path.name} is {wide.upper()}, as its first bytes say.")
         self.columns: list[str] = getattr(self, f"{self._read.__name__}_columns")()
-        if twice := [name for name, count in Counter(filter(None, self.columns)).items() if count > 1]:
-            raise UserError(f"{path}: the column {twice[0]!r} stands twice in the header; rename one.")
+        self._twice_named: set[str] = set()
+        for at, name in enumerate(self.columns):  # pandas and joins write a name twice
+            if name and (same := self.columns[:at].count(name)):
+                self._twice_named.add(name)
+                self.columns[at] = f"{name} {same + 1}"
+
+    @contextlib.contextmanager
+    def _bytes(self) -> Iterator[IO[bytes]]:
+        """The file's content, unpacked."""
+        try:
+            with _PACKED.get(self.path.suffix.casefold(), open)(self.path, "rb") as file:
+                yield file
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"Cannot read {self.path}: {error}") from None
 
     def rows(self) -> Iterator[Row]:
         unnamed = Counter()
@@ -114,7 +135,7 @@ class Table:
     def proposed(self) -> str | None:
         """The encoding that fits the file's lines beyond ASCII best, where it is another one."""
         sample, size = [], 0
-        with open(self.path, "rb") as file:
+        with self._bytes() as file:
             for line in itertools.islice(file, 200_000):
                 if not line.isascii():
                     sample.append(line)
@@ -149,6 +170,8 @@ class Table:
             guess = own.get(column) or next(free, None)
             if guess is not None and guess not in found.values():
                 found[column] = guess
+        if twice := [found[column] for column in required if found.get(column) in self._twice_named]:
+            raise UserError(f"{self.path}: the column {twice[0]!r} stands twice in the header; rename one.")
         if missing := [column for column in required if column not in found]:
             raise UserError(
                 f"{self.path} lacks {' and '.join(missing)}; it has the columns {', '.join(self._named)}. Say "
@@ -164,8 +187,8 @@ class Table:
     # Each reader yields (values or None, reason, detail).
 
     def _lines(self) -> Generator[str, None, None]:
-        with open(self.path, encoding=self.encoding, errors="surrogateescape", newline="") as file:
-            yield from file
+        with self._bytes() as file:
+            yield from io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
 
     def _csv_columns(self) -> list[str]:
         with contextlib.closing(self._lines()) as lines:
@@ -193,24 +216,40 @@ class Table:
                 f"{self.path}: the header is not {self.encoding} text{hint}; say `encoding:` in catalogue.yaml."
             )
         bare = re.sub(r'"[^"]*"', "", header)
-        self._delimiter = max(",;\t|", key=bare.count)
-        if self._delimiter != ("\t" if self.path.suffix.casefold() == ".tsv" else ","):
-            name = {"\t": "tabs", ";": "semicolons", "|": "strokes", ",": "commas"}[self._delimiter]
+        self._delimiter = max(",;\t|~^¦\x01\x1f", key=bare.count)
+        if self._delimiter != ("\t" if kind_of(self.path) == "tsv" else ","):
+            name = {"\t": "tabs", ";": "semicolons", "|": "strokes", ",": "commas"}.get(
+                self._delimiter, repr(self._delimiter)
+            )
             self.notices.append(f"{self.path.name}: {name} part the cells, as the header suggests.")
+        if self._escaped():
+            self._quotes = {"doublequote": False, "escapechar": "\\"}
+            self.notices.append(f'{self.path.name}: quotes within cells are written \\", as its first lines show.')
         columns = [name.strip() for name in next(csv.reader([header], delimiter=self._delimiter))]
-        first = dict.fromkeys(columns)
-        if "additional_image_link" in first:  # a feed repeats it, a photograph each
-            for at, name in enumerate(columns):
-                if name == "additional_image_link" and columns.index(name) != at:
-                    columns[at] = f"{name} {at}"
-        return columns
+        return columns + [""] * max(0, self._narrowest(10) - len(columns))
+
+    def _narrowest(self, count: int) -> int:
+        """The fewest cells of the first `count` rows: where all have more than the header, it leaves out columns at its end."""
+        with contextlib.closing(self._lines()) as lines, contextlib.suppress(csv.Error):
+            rows = csv.reader(
+                itertools.islice(lines, self._before + 1, None), delimiter=self._delimiter, **self._quotes
+            )
+            return min(map(len, itertools.islice(filter(None, rows), count)), default=0)
+        return 0
+
+    def _escaped(self) -> bool:
+        """Whether quotes within cells stand behind a backslash, as databases write them: some do, and none is doubled."""
+        with contextlib.closing(self._lines()) as lines:
+            sample = "".join(itertools.islice(lines, 1000))
+        within = rf'[^\s"\\{re.escape(self._delimiter)}]'
+        return bool(re.search(rf'\\"\s*{within}', sample)) and not re.search(rf'{within}""\s*{within}', sample)
 
     def _csv(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
         lines = _Rewindable(self._lines())
         for _ in range(self._before + 1):
             next(lines)
-        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
-        width = len(self.columns)
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True, **self._quotes)
+        width, least = len(self.columns), max(at for at, name in enumerate(self.columns, start=1) if name)
         while True:
             lines.seen.clear()
             try:
@@ -218,11 +257,13 @@ class Table:
                     cells = next(reader, None)
             except csv.Error as error:
                 lines.rewind(keep=1)
-                reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
+                reader = csv.reader(lines, delimiter=self._delimiter, strict=True, **self._quotes)
                 yield None, "is not valid CSV", str(error)
                 continue
             if cells is None:
                 return
+            if least <= len(cells) < width:  # columns without a name, which the header alone has
+                cells += [""] * (width - len(cells))
             if cells and len(cells) != width:
                 yield None, "has a wrong number of cells", f"{len(cells)}, the header {width}"
             elif cells:  # an empty line is no row
@@ -271,14 +312,18 @@ class Table:
                 values = self._together([*cells[:width], *[""] * (width - len(cells))])
                 yield (values | {"": surplus} if surplus else values), "", ""
 
+    def _elements(self) -> Iterator[tuple[str, ElementTree.Element]]:
+        with self._bytes() as file:
+            yield from ElementTree.iterparse(file, ("start", "end"))
+
     def _items(self) -> Iterator[dict[str, str]]:
         """The rows of an XML feed: elements by name, those that stand several times as a JSON list."""
-        with open(self.path, "rb") as file:
+        with self._bytes() as file:
             if b"<!ENTITY" in file.read(2**20):
                 raise UserError(f"{self.path} defines entities of its own, which no feed needs; it is not read.")
         try:
             root = None
-            for event, item in ElementTree.iterparse(self.path, ("start", "end")):
+            for event, item in self._elements():
                 root = item if root is None else root
                 if event == "end" and _local(item.tag) in FEED_ROWS and len(item):
                     found: dict[str, list[str]] = {}
@@ -303,28 +348,32 @@ class Table:
         for item in self._items():
             yield {key: item.get(key, "") for key in self.columns}, "", ""
 
-    def _objects(self) -> Iterator[dict[str, Any] | None]:
-        with open(self.path, encoding=self.encoding, errors="surrogateescape", newline="\n") as file:
-            for line in file:
-                if line.strip():
-                    try:
-                        item = json.loads(line)
-                    except (ValueError, RecursionError):
-                        item = None
-                    yield item if isinstance(item, dict) else None
+    def _objects(self) -> Iterator[Any]:
+        """The values of JSON Lines one by one, None for a line that is none; or the objects of a whole JSON document."""
+        with self._bytes() as file:
+            text = io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="\n")
+            if kind_of(self.path) == "json":
+                whole = text.read()
+                try:
+                    return (yield from _objects_of(json.loads(whole)))
+                except (ValueError, RecursionError) as error:
+                    if not isinstance(_value(whole.lstrip().split("\n", 1)[0]), dict):  # else they are lines after all
+                        raise UserError(f"Cannot read {self.path}: it is not whole JSON ({error}).") from None
+                text = io.StringIO(whole)
+            yield from (_value(line) for line in text if line.strip())
 
-    def _jsonl_columns(self) -> list[str]:
-        columns = list(dict.fromkeys(key for item in self._objects() for key in item or ()))
+    def _json_columns(self) -> list[str]:
+        columns = list(dict.fromkeys(key for item in self._objects() if isinstance(item, dict) for key in item))
         if not columns:
-            raise UserError(f"{self.path} holds no JSON object; each line must be one.")
+            raise UserError(f"{self.path} holds no JSON object; each line, or each item of one list, must be one.")
         return columns
 
-    def _jsonl(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
+    def _json(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
         for item in self._objects():
-            if item is None:
-                yield None, "is not a JSON object", ""
-            else:
+            if isinstance(item, dict):
                 yield {key: _text(item.get(key)) for key in self.columns}, "", ""
+            else:
+                yield None, "is not a JSON object", ""
 
     def _open_parquet(self) -> pq.ParquetFile:
         try:
@@ -334,15 +383,7 @@ class Table:
 
     def _parquet_columns(self) -> list[str]:
         with self._open_parquet() as file:
-            for item in file.schema_arrow:
-                inner = getattr(item.type, "value_type", item.type)  # lists, of any width of offset, are read as JSON
-                if (
-                    pa.types.is_nested(inner)
-                    or pa.types.is_binary(inner)
-                    or pa.types.is_large_binary(inner)
-                    or pa.types.is_binary_view(inner)
-                ):
-                    self.embedded.add(item.name)
+            self.embedded = {item.name for item in file.schema_arrow if _holds_bytes(item.type)}
             return [name for name in file.schema_arrow.names if name not in self.embedded]
 
     def _parquet(self) -> Iterator[tuple[dict[str, str] | None, str, str]]:
@@ -351,6 +392,29 @@ class Table:
                 columns = {name: _cells(batch.column(name)) for name in self.columns}
                 for cells in zip(*columns.values(), strict=True):
                     yield dict(zip(columns, cells, strict=True)), "", ""
+
+
+def _value(text: str) -> Any:
+    """The value of a JSON text, None where it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+
+
+def _objects_of(document: Any) -> list[Any]:
+    """The rows of a JSON document: a list, the longest list that an object holds (`{"products": [...]}`), or pandas' columns, each
+    an object of row number -> value."""
+    if isinstance(document, list):
+        return document
+    values = list(document.values()) if isinstance(document, dict) else []
+    if lists := [value for value in values if isinstance(value, list)]:
+        return max(lists, key=len)
+    if len(values) == 1 and isinstance(values[0], dict) and any(isinstance(of, list) for of in values[0].values()):
+        return _objects_of(values[0])  # `{"data": {"products": [...]}}`
+    if values and all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
+        if all(map(str.isdecimal, values[0])):
+            return [{column: of[row] for column, of in document.items()} for row in values[0]]
+        return values
+    return [document]
 
 
 def _filled(line: str) -> int:
@@ -396,6 +460,13 @@ def field_limit(limit: int) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of Arrow holds bytes, in lists and structures too (which are read as JSON)."""
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(at).type) for at in range(kind.num_fields))
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
 def _cells(column: pa.Array) -> list[str]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -409,7 +480,8 @@ def _cells(column: pa.Array) -> list[str]:
 
 
 def plain(column: str) -> str:
-    """A column's name without case and punctuation."""
+    """A column's name without case, punctuation and a language at its end: `name(en-gb)`, `Name-en_US`."""
+    column = re.sub(r"(?<=\w)[\s(\[:_.-]+[a-z]{2}[-_][A-Za-z]{2}[)\]]?$", "", column)
     return re.sub(r"[\W_]", "", column).casefold()
 
 
@@ -425,4 +497,4 @@ def _text(cell: Any) -> str:
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, bool | dict | list) else str(cell)
+    return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, bool | dict | list) else str(cell)

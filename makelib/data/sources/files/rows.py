@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 from makelib.runtime import UserError
 
-SUFFIXES = ("csv", "tsv", "txt", "xlsx", "parquet", "jsonl", "ndjson", "xml")
+SUFFIXES = ("csv", "tsv", "txt", "xlsx", "parquet", "json", "jsonl", "ndjson", "xml")
+#: text of such a suffix is unpacked as it is read
+PACKED = (".gz", ".bz2", ".xz")
 #: what ends as names of image files do
-IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|gif|webp|bmp|tiff?|avif|heic|svg)\W*([?#].*)?$", re.IGNORECASE)
+IMAGE_SUFFIXES = "jpe?g|jfif|png|gif|webp|bmp|tiff?|avif|heic|heif|svg"
+IMAGE_NAME = re.compile(rf"\.({IMAGE_SUFFIXES})\W*([?#].*)?$", re.IGNORECASE)
 #: what looks like an e-mail address or a telephone number is never printed; ten-digit runs and codes of 8, 12 to 14 digits
 #: (EAN, UPC) without blanks or a leading + or 00 are article numbers
 PERSONAL = re.compile(
@@ -97,18 +100,33 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
+def kind_of(path: Path) -> str:
+    """What kind of table a file is, by its suffix, one of `SUFFIXES`, or ""; text may be packed (`.csv.gz`)."""
+    unpacked = path.with_suffix("") if path.suffix.casefold() in PACKED else path
+    kind = unpacked.suffix[1:].casefold()
+    return kind if kind in SUFFIXES and (unpacked == path or kind not in ("xlsx", "parquet")) else ""
+
+
+def _stem(path: Path) -> str:
+    """A table file's name without its suffixes, in lower case."""
+    return (path.with_suffix("") if path.suffix.casefold() in PACKED else path).stem.casefold()
+
+
 def find(folder: Path, table: str) -> Path | None:
     """The file of a table in a folder, or None; a lone table file of any name is the products. Raises `UserError` when there
     are two of a name."""
-    tables = sorted(
-        path for path in Path(folder).iterdir() if path.suffix[1:].casefold() in SUFFIXES and path.is_file()
-    )
+    tables = sorted(path for path in Path(folder).iterdir() if kind_of(path) and path.is_file())
     tables = [path for path in tables if not path.name.startswith((".", "~$"))]
-    found = [path for path in tables if path.stem.casefold() == table]
+    found = [path for path in tables if _stem(path) == table]
     if len(found) > 1:
         raise UserError(f"{folder} holds {' and '.join(path.name for path in found)}; keep one of them.")
-    if not found and table == "products":
-        found = [
-            path for path in tables if not re.match(r"(queries|interactions|topics|qrels)\b", path.stem.casefold())
-        ]
-    return found[0] if len(found) == 1 else None
+    if found or table != "products":
+        return found[0] if found else None
+    others = [path for path in tables if not re.match(r"(queries|interactions|topics|qrels)\b", _stem(path))]
+    # notes and settings lie beside a table, too
+    others = [path for path in others if kind_of(path) not in ("txt", "json", "xml")] or others
+    if len(others) > 1:
+        raise UserError(
+            f"{folder} holds {' and '.join(path.name for path in others)}; call that of the products products{others[0].suffix}."
+        )
+    return others[0] if others else None
