@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import makelib
@@ -170,6 +171,13 @@ def test_the_method_page_names_every_planned_comparison_and_every_rule():
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     assert [pair for pair in PLANNED if "| `{}` | `{}` − `{}` |".format(*pair) not in page] == []
     assert [fusion for fusion in FUSIONS if f"`{fusion}`" not in page] == []
+
+
+def test_a_reader_can_type_the_first_command_and_cite_the_paper():
+    assert "<this repository>" not in (ROOT / "README.md").read_text(encoding="utf-8")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
+    assert cited["authors"]
+    assert all(person.keys() == {"family-names", "given-names"} for person in cited["authors"])
 
 
 def test_nobody_cites_a_page_that_is_not_here():

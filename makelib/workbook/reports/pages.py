@@ -21,7 +21,7 @@ from makelib.workbook.reports.verdict import STEPS, bounds, p_text, points, step
 #: metrics that the index page shows, as many of them as the results hold
 HEADLINE = ("Rel@10", "HitRate@100", "Recall@100", "nDCG@10")
 #: what the index page calls the studies, in its order; others follow under their own name
-STUDIES = {
+TITLES = {
     "modal_adaptation": "Modal Adaptation",
     "keyword_enhancement": "Keyword Enhancement",
     "make": "The whole against its parts",
@@ -60,7 +60,7 @@ def index_page(summary: dict[str, Any], out: Path, notebooks: dict[str, Notebook
         style=(TEMPLATES / "report" / "report.css").read_text(encoding="utf-8"),
         paper=PAPER,
         studies=headline(summary["results"]),
-        titles=STUDIES,
+        titles=TITLES,
         notebooks=[notebooks[entry["name"]] for entry in summary["notebooks"]],
         worth=worth(summary["results"], summary["settings"]["evaluation"]["alpha"]),
         tables=[f"tables/{file.name}" for file in sorted((out / "tables").glob("*.csv"))],
@@ -112,7 +112,7 @@ def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "further": [row for row in compared if row.get("p_value_holm") is None],
             }
         )
-    order = list(STUDIES)
+    order = list(TITLES)
     return sorted(studies, key=lambda one: order.index(one["study"]) if one["study"] in order else len(order))
 
 
