@@ -46,18 +46,13 @@ def data_bazaar(given: Namespace) -> None:
 def data_import(given: Namespace) -> int:
     from makelib.data.sources.files.health import health_report
     from makelib.data.sources.files.importer import import_catalog
-    from makelib.data.sources.files.options import read_options
+    from makelib.data.sources.files.options import ImportOptions, read_options
 
     columns = dict(_pair(text, "--map", "title=name") for text in given.map)
-    names = (
-        "name", "encoding", "limit", "seed", "images_per_product", "label_columns", "query_columns", "queries", "clicks",
-        "hide_columns", "hide_words", "hide_share", "text_columns", "text_words", "fetch", "allow_hosts", "warn_share", "debias", "split_by", "rare_queries", "mend_text", "strict",
-    )  # fmt: skip
     if not given.folder.is_dir():
         raise UserError(f"There is no folder {given.folder}.")
-    options = read_options(
-        given.folder, columns=columns or None, **{name: getattr(given, name) for name in names}
-    )  # fmt: skip
+    stated = {name: value for name, value in vars(given).items() if name in ImportOptions.__dataclass_fields__}
+    options = read_options(given.folder, columns=columns or None, **stated)
     catalog = import_catalog(given.folder, given.out or Path("data") / given.folder.resolve().name, options)
     print(_imported(catalog, health_report(catalog)))
     return LOST if any(note.startswith("LOST: ") for note in catalog.info["notes"]) else 0

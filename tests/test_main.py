@@ -1,5 +1,6 @@
 """The command line: what it lists, what it refuses in one line, what each command hands to the library."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from makelib import __main__ as cli
+from makelib.data.sources.files.options import ImportOptions
 from makelib.runtime import Stopped, UserError
 
 COMMANDS = ("data", "train", "index", "search", "evaluate", "ablate", "reproduce", "bench")
@@ -34,6 +36,12 @@ def test_every_command_explains_itself(command, capsys):
         cli.main([*command.split(), "--help"])
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_every_flag_of_an_import_is_an_option_of_that_name():
+    flags = vars(cli.parser().parse_args(["data", "import", "shop"])).keys() - {"command", "folder", "out", "map"}
+    assert len(flags) > 20
+    assert flags <= {option.name for option in dataclasses.fields(ImportOptions)}
 
 
 @pytest.mark.parametrize(

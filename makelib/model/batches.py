@@ -251,22 +251,21 @@ class Batches:
         pixels[: mine.stop - mine.start][~present[mine, 1]] = 0
         return {f"{prefix}pixels": pixels, f"{prefix}owner": owner[here] - mine.start}
 
-    def mine(self, model: MakeModel, first: int = 50, last: int = 300) -> np.ndarray:
+    def mine(self, model: MakeModel) -> np.ndarray:
         """Hard negatives for fine-tuning, product rows int64 (Q, k): what the model ranks 50th to 300th for a training query,
         without those that `FalseNegatives.admissible` keeps."""
         vectors = torch.from_numpy(gather_rows(encoded(model, self.catalog, share(len(self.catalog))).embedding))
-        first, last = min(first, len(vectors) // 4), min(last, len(vectors) // 2)
+        first, last = min(50, len(vectors) // 4), min(300, len(vectors) // 2)
         everyone = np.unique(self.queries)
         rows = everyone[share(len(everyone))]
         queries = torch.from_numpy(model.encode_queries([self.query_texts[row] for row in rows]))
         mined = np.zeros((len(self.query_texts), last - first), dtype=np.int32)
+        kind = self.settings.keywords.false_negatives
         for start in range(0, len(rows), 512):
             part = rows[start : start + 512]
             ranked = (queries[start : start + 512] @ vectors.T).topk(last, dim=1).indices.numpy()[:, first:]
             for row, candidates in zip(part, ranked, strict=True):
-                pool = candidates[
-                    self.false_negatives.admissible(self.settings.keywords.false_negatives, row, candidates)
-                ]
+                pool = candidates[self.false_negatives.admissible(kind, row, candidates)]
                 mined[row] = np.resize(pool if len(pool) else candidates, last - first)
         mined[everyone] = gather_rows(mined[rows])
         return mined

@@ -21,6 +21,9 @@ from makelib.search.retriever import Retriever
 #: how many words of a long title are left out one by one; the rest is beyond what the encoder reads anyway
 MOST_WORDS = 48
 
+#: how many of the nearest other products are shown
+NEIGHBOURS = 6
+
 #: what is said of a query about whose words nothing was ever learned
 GUESS = "no word of this query stands in a title or in a training query: these are guesses"
 
@@ -72,7 +75,7 @@ class Variation:
     rank: int
 
 
-def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8, neighbours: int = 6) -> Evidence:
+def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8) -> Evidence:
     """Ask why product `row` has its score for the query embedding `query`, float32 (d,).
 
     Words by leave-one-out, patches by occlusion with grey (Zeiler and Fergus, 2014) in a window of two by two cells of
@@ -92,7 +95,7 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
     of_words, of_covers, of_images = np.split(scores[0] - scores, [len(titles), len(titles) + len(covered)])
 
     embedding = retriever.vectors.embedding
-    nearest = retriever.index.search(embedding[row][None], neighbours + 1)[0][0]
+    nearest = retriever.index.search(embedding[row][None], NEIGHBOURS + 1)[0][0]
     score = float(embedding[row] @ query)
     return Evidence(
         score=score,
@@ -102,7 +105,7 @@ def evidence(retriever: Retriever, query: np.ndarray, row: int, *, grid: int = 8
         words=[(word, float(fall)) for word, fall in zip(words, of_words[1:], strict=True)],
         heat=of_covers.reshape(grid, grid) if len(own) else None,
         images=of_images,
-        neighbours=nearest[nearest != row][:neighbours],
+        neighbours=nearest[nearest != row][:NEIGHBOURS],
     )
 
 
