@@ -82,6 +82,12 @@ def _axes(ax: Axes | None, **size: Any) -> Axes:
     return ax if ax is not None else plt.subplots(**size)[1]
 
 
+def _legend(ax: Axes, **options: Any) -> None:
+    """A legend, where there is something to name: small catalogues leave figures empty."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(**options)
+
+
 def hits(
     searches: Mapping[str, pd.DataFrame],
     images: np.ndarray,
@@ -128,9 +134,10 @@ def histogram(
     ax = _axes(ax)
     values = np.asarray(values, dtype=float)
     ax.hist(values, color="#56B4E9", edgecolor="white", **{"bins": 30, **options})
-    ax.axvline(np.median(values), color="#D55E00", linestyle="--", label=f"median {np.median(values):.3g}")
+    if len(values):
+        ax.axvline(np.median(values), color="#D55E00", linestyle="--", label=f"median {np.median(values):.3g}")
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    ax.legend()
+    _legend(ax)
     return ax
 
 
@@ -141,7 +148,7 @@ def popularity(clicks: Mapping[str, np.ndarray], title: str = "Popularity is Zip
         values = np.sort(values[values > 0])[::-1]
         ax.loglog(np.arange(1, len(values) + 1), values, label=name)
     ax.set(title=title, xlabel="rank", ylabel="training clicks")
-    ax.legend()
+    _legend(ax)
     return ax
 
 
@@ -172,7 +179,7 @@ def reliabilities(
         x, y = (group[f"{side}_reliability"] + random.normal(0, 0.012, len(group)) for side in ("title", "image"))
         ax.scatter(x, y, s=5, alpha=0.35, color=LED[led], label=f"{led}-led category", linewidths=0)
     ax.set(title=title, xlabel="true reliability of the title", ylabel="true reliability of the image")
-    ax.legend(markerscale=4)
+    _legend(ax, markerscale=4)
     return ax
 
 
@@ -195,7 +202,7 @@ def curves(
         ax.plot(shown.index, shown, marker="o" if few else None, label=str(name), color=COLOURS.get(str(name)))
     ax.set(title=title, xlabel="step", ylabel=ylabel or column)
     if by:
-        ax.legend(ncols=2)
+        _legend(ax, ncols=2)
     return ax
 
 
@@ -217,7 +224,7 @@ def losses(
     if prior is not None:
         ax.axhline(prior, color="#999999", linestyle=":", label="learned nothing")
     ax.set(title=title, xlabel="step", ylabel="loss (nats)", ylim=(0, None))
-    ax.legend(ncols=2)
+    _legend(ax, ncols=2)
     return ax
 
 
@@ -280,7 +287,7 @@ def differences(
             label=f"paper's figure, other data (+{100 * paper:.2f})",
         )
         ax.set_ylim(-1.8, len(chosen) - 0.4)
-        ax.legend(loc="lower right", fontsize=8)
+        _legend(ax, loc="lower right", fontsize=8)
     ax.set_yticks(
         range(len(chosen)), [f"{r['variant']} − {r['reference']}".replace("_", " ") for r in reversed(chosen)]
     )
@@ -316,7 +323,7 @@ def segment_differences(
     ax.set_yticks(range(len(names)), [f"{drawable(name)} ({sizes[name]})" for name in reversed(names)])
     ax.set(title=title, xlabel=f"difference in {metric}, points (queries in brackets)")
     if len(pairs) > 1:
-        ax.legend(fontsize=8)
+        _legend(ax, fontsize=8)
     return ax
 
 
@@ -367,7 +374,7 @@ def weights_by_reliability(weights: pd.DataFrame, title: str, bins: int = 6, ax:
         xlabel="true reliability of the image minus that of the title",
         ylabel="image weight − category mean",
     )
-    ax.legend()
+    _legend(ax)
     return ax
 
 
@@ -392,7 +399,7 @@ def response(table: pd.DataFrame, x: str, title: str, xlabel: str, by: str = "le
             alpha=0.15,
         )
     ax.set(title=title, xlabel=xlabel, ylabel="weight of the image")
-    ax.legend()
+    _legend(ax)
     return ax
 
 
@@ -404,7 +411,7 @@ def calibration(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes
         ax.plot(group["promised"], group["observed"], marker="o", color=COLOURS.get(name), label=drawable(name))
     ends = (0, 1.05 * max(0.1, table["promised"].max(), table["observed"].max()))
     ax.set(title=title, xlabel="promised share of relevant hits", ylabel="observed share", xlim=ends, ylim=ends)
-    ax.legend()
+    _legend(ax)
     return ax
 
 
@@ -425,7 +432,7 @@ def plane(
     ax.scatter(hits["x"], hits["y"], s=60, facecolors="none", edgecolors="#D55E00", linewidths=1.4, label="hits")
     ax.scatter(*query, marker="*", s=190, color="#D55E00", edgecolors="white", label="the query")
     ax.set(title=f"Coloured by {title}", xticks=[], yticks=[], aspect="equal")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, markerscale=1.2) if parts[0][1] else ax.legend()
+    _legend(ax, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, markerscale=1.2) if parts[0][1] else _legend(ax)
     return ax
 
 
@@ -438,7 +445,7 @@ def tradeoff(
         group = group.sort_values(x)
         ax.plot(group[x], group[y], marker="o", label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    ax.legend()
+    _legend(ax)
     return ax
 
 

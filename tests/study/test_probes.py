@@ -209,6 +209,21 @@ def test_figures_draw_what_they_are_given(retriever):
         assert ax.get_xlabel()
 
 
+@pytest.mark.filterwarnings("error")
+def test_figures_of_nothing_are_empty_and_warn_of_nothing(retriever):
+    plots.use_style()
+    weights = probes.modal_weights(retriever).iloc[:0]
+    for ax in (
+        plots.weights_by_reliability(weights, "t"),
+        plots.reliabilities(retriever.catalog.truth.iloc[:0]),
+        plots.histogram([], "t", "x"),
+        plots.popularity({}),
+        plots.response(weights.assign(step=0), "step", "t", "x"),
+        plots.tradeoff(pd.DataFrame({"index": [], "x": [], "y": []}), "x", "y", "t", "x", "y"),
+    ):
+        assert ax.get_legend() is None
+
+
 def test_chinese_titles_are_stuffed_without_spaces(tmp_path, monkeypatch):
     settings = SETTINGS.replace(**{"bazaar.language": "zh"})
     catalog = generate(settings.bazaar, tmp_path / "bazaar")

@@ -5,7 +5,6 @@ Every shop here has the same ten products with a photograph each of its own colo
 
 import io
 import json
-import random
 import tarfile
 import unicodedata
 import zipfile
@@ -15,8 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from makelib.__main__ import main
@@ -505,74 +502,6 @@ def test_personal_data_is_masked(text):
 )
 def test_article_numbers_are_not(text):
     assert masked(text) == text
-
-
-@settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 10**6), system=st.sampled_from(["plain", "shopify", "woo"]), limit=st.sampled_from([0, 500]))
-def test_ten_thousand_rows_and_every_photograph_are_accounted_for(tmp_path_factory, seed, system, limit):
-    tmp, draw = tmp_path_factory.mktemp("fuzz"), random.Random(seed)
-    columns = {
-        "plain": ("product_id", "title", "type", "image", "images"),
-        "shopify": ("Handle", "Title", "Type", "Image Src", "Variant Image"),
-        "woo": ("ID", "Name", "Categories", "Images", "Parent"),
-    }[system]
-    words = (
-        "",
-        " ",
-        "Acme",
-        "<b>x</b>",
-        "&amp;",
-        "é",
-        "a,b",
-        "x|y",
-        "\n",
-        "'",
-        "[",
-        "0",
-        "7.0",
-        "NaN",
-        "\0",
-        "-1e9",
-        "👕",
-        "A" * 300,
-    )
-    names = (
-        "",
-        "",
-        "a0.jpg",
-        "A1.JPG",
-        "a2.jpg|a3.jpg",
-        "none.jpg",
-        "../x.jpg",
-        "['a4.jpg', 'gone.jpg']",
-        "https://x.example/1.jpg",
-    )
-    rows = [
-        dict(
-            zip(
-                columns,
-                (
-                    draw.choice((f"p{draw.randrange(4000)}", f"p{n}", "", "id:7")),
-                    " ".join(draw.choices(words, k=draw.randrange(4))),
-                    draw.choice(KINDS),
-                    draw.choice(names),
-                    draw.choice((*names, f"p{draw.randrange(4000)}") if system == "woo" else names),
-                ),
-                strict=True,
-            )
-        )
-        for n in range(10_000)
-    ]
-    rows += [dict(zip(columns, (f"good{n}", f"Acme {n}", KINDS[n % 4], "a0.jpg", ""), strict=True)) for n in range(40)]
-    catalog = taken(shop(tmp / "raw", rows, [f"a{i}.jpg" for i in range(5)]), tmp / "out", limit=limit)
-    account, images = health(catalog)["products"], health(catalog)["images"]
-    assert account["read"] == len(rows)
-    assert account["read"] == account["kept"] + account["dropped"] + account.get("merged", 0) + account["left_out"]
-    assert account["kept"] == len(catalog)
-    read, lost = images["present"] + images["further"], sum(images["dropped"].values())
-    assert images["named"] == read + lost + images["beyond_8_a_product"]
-    listed = pd.read_csv(catalog.folder / "quarantine.csv", dtype=str)
-    assert (listed["action"] == "image dropped").sum() == lost
 
 
 # -- text encoded twice -------------------------------------------------------------------------------------------------
