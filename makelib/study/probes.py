@@ -15,6 +15,7 @@ from makelib.data.sources.bazaar.goods import stuff
 from makelib.data.sources.bazaar.pictures import corrupt
 from makelib.data.text import encode, join
 from makelib.data.text import words as words_of
+from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich
 from makelib.model.make import MakeModel, ProductVectors
 from makelib.runtime import progress
@@ -64,11 +65,12 @@ def spoil_images(
     products: int = 300,
 ) -> pd.DataFrame:
     """The image's weight as photographs are spoiled step by step: `kind, strength, row, led, weight_image`, same products at each step."""
-    rows, pixels, titles = _sample(retriever, products)
+    rows, shown, titles = _sample(retriever, products)
+    pixels = np.array(retriever.catalog.images(retriever.model.config.image_size)[0][rows])
     tables = []
     for strength in strengths:
-        spoiled = corrupt(pixels, kind, strength, seed=0)
-        weights = retriever.model.encode_products(titles, spoiled, np.ones(len(rows), bool)).weights
+        seen = corrupt(pixels, kind, strength, seed=0) if strength else shown
+        weights = retriever.model.encode_products(titles, seen, np.ones(len(rows), bool)).weights
         tables.append(_response(retriever, rows, weights).assign(kind=kind, strength=strength))
     return pd.concat(tables, ignore_index=True)
 
@@ -77,7 +79,7 @@ def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 6), pr
     """The image's weight as wrong words are stuffed into each title: `words, row, led, weight_image`, same products at each
     step. In the generated world they are values that the title does not name, as its sellers stuff them; elsewhere, where
     nobody knows which words are wrong, words of other products' titles."""
-    rows, pixels, titles = _sample(retriever, products)
+    rows, shown, titles = _sample(retriever, products)
     tables, catalog = [], retriever.catalog
     language = catalog.info.get("settings", {}).get("language", "en")
     strangers = np.random.default_rng(0).choice(_words_of_titles(catalog), (len(rows), max(words)))
@@ -86,7 +88,7 @@ def stuff_titles(retriever: Retriever, words: tuple[int, ...] = (0, 2, 4, 6), pr
             stuffed = [stuff(title, count, int(row), language) for title, row in zip(titles, rows, strict=True)]
         else:
             stuffed = [join([title, *extra[:count]]) for title, extra in zip(titles, strangers, strict=True)]
-        weights = retriever.model.encode_products(stuffed, pixels, np.ones(len(rows), bool)).weights
+        weights = retriever.model.encode_products(stuffed, shown, np.ones(len(rows), bool)).weights
         tables.append(_response(retriever, rows, weights).assign(words=count))
     return pd.concat(tables, ignore_index=True)
 
@@ -103,8 +105,9 @@ def directions(gates: Sequence[Retriever], controls: Sequence[Retriever]) -> pd.
     Columns `claim, effect, control, beyond the control, holds`. Whether weights follow true reliability within a category
     is reported, not asked. Claims that need a truth or images which the catalogue does not have are left out.
     """
-    effects = [_effects(retriever) for retriever in gates]
-    of_controls = [_effects(retriever) for retriever in controls]
+    asked = progress([*gates, *controls], description="direction tests", unit="model")
+    effects = [_effects(retriever) for retriever in asked]
+    effects, of_controls = effects[: len(gates)], effects[len(gates) :]
     rows = []
     for claim, (sign, _, clusters) in effects[0].items():
         ours, theirs = (np.stack([found[claim][1] for found in several]) for several in (effects, of_controls))
@@ -113,8 +116,8 @@ def directions(gates: Sequence[Retriever], controls: Sequence[Retriever]) -> pd.
             "control": interval(theirs, clusters),
             "beyond the control": interval(ours - theirs, clusters),
         }
-        asked = (found["effect"], found["beyond the control"])
-        holds = "yes" if all(min(sign * low, sign * high) > 0 for _, low, high in asked) else "no"
+        claimed = (found["effect"], found["beyond the control"])
+        holds = "yes" if all(min(sign * low, sign * high) > 0 for _, low, high in claimed) else "no"
         told = {name: f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (mean, low, high) in found.items()}
         rows.append({"claim": claim, **told, "holds": holds})
     tables = [modal_weights(retriever) for retriever in gates]
@@ -167,14 +170,13 @@ def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: S
     The leave-one-out check that weights alone cannot give: which words of a title count depends on the photograph, too.
     """
     catalog, model = retriever.catalog, retriever.model
-    pixels, has_image = catalog.images(model.config.image_size)
-    further = catalog.further_images(model.config.image_size)
+    shown, has_image, further = pictures(catalog, model)
     titles = catalog.products["title"].fillna("").tolist()
     queries = model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
     views = {
         "title and image": retriever.vectors,
-        "without images": model.encode_products(titles, pixels, np.zeros_like(has_image)),
-        "without titles": model.encode_products([""] * len(titles), pixels, has_image, further),
+        "without images": model.encode_products(titles, shown, np.zeros_like(has_image)),
+        "without titles": model.encode_products([""] * len(titles), shown, has_image, further),
     }
     rows = []
     for view, vectors in views.items():
@@ -264,14 +266,15 @@ def _scores(
 
 
 def _sample(retriever: Retriever, products: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows, pixels and titles of some products that have both modalities in good order, the same ones at every call."""
+    """Rows, photographs (`frozen.pictures`) and titles of some products that have both modalities in good order, the same ones at
+    every call."""
     table = modal_weights(retriever)
     good = table["has_title"] & table["has_image"]
     if "image_kind" in table:
         good &= (table["image_kind"] == "clean") & (table["title_kind"] == "clean")
     rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(good))[:products])
-    pixels, _ = retriever.catalog.images(retriever.model.config.image_size)
-    return rows, np.array(pixels[rows]), retriever.catalog.products["title"].iloc[rows].tolist()
+    shown, _, _ = pictures(retriever.catalog, retriever.model)
+    return rows, shown[rows], retriever.catalog.products["title"].iloc[rows].tolist()
 
 
 def _words_of_titles(catalog: Catalog) -> np.ndarray:

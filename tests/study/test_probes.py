@@ -89,6 +89,21 @@ def test_the_oracle_finds_weights_that_were_planted(retriever):
     assert scores[1] > scores[0] + 0.05
 
 
+def test_a_frozen_tower_looks_only_at_spoiled_photographs(retriever, monkeypatch):
+    """What its catalogue's maps hold is read; a large tower would spend minutes on it."""
+    catalog, settings = retriever.catalog, SETTINGS.replace(**{"model.image_frozen": True})
+    tokenizer = tokenizer_for(catalog, settings)
+    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer)
+    frozen = Retriever.build("frozen", model, catalog)
+    seen, maps = [], model.image_encoder.maps
+    monkeypatch.setattr(model.image_encoder, "maps", lambda pixels: seen.append(len(pixels)) or maps(pixels))
+    probes.without_a_modality(frozen, catalog.query_rows("test")[:5], settings)
+    probes.stuff_titles(frozen, (0, 5), products=20)
+    assert seen == []
+    probes.spoil_images(frozen, "blur", (0, 1.0), products=20)
+    assert seen == [20]
+
+
 def test_leave_one_out_and_enrichment_return_scores(retriever):
     rows = retriever.catalog.query_rows("test")[:20]
     table = probes.without_a_modality(retriever, rows, SETTINGS)
@@ -129,7 +144,7 @@ def planted(retriever, seed, *, spoiled=0.0, stuffed=0.0, led=0.0):
     has_title, has_image = catalog.present.T
     weight = np.where(catalog.truth["led"] == "image", 0.5 + led, 0.5) + 0.02 * rng.normal(size=len(catalog))
     weight = np.where(has_image, np.where(has_title, weight, 1), 0)
-    model = types.SimpleNamespace(config=retriever.model.config, encode_products=encode)
+    model = types.SimpleNamespace(config=retriever.model.config, encode_products=encode, sees_image=True)
     vectors = types.SimpleNamespace(weights=np.stack([1 - weight, weight], axis=1))
     return types.SimpleNamespace(catalog=catalog, model=model, vectors=vectors)
 
