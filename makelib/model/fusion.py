@@ -147,14 +147,7 @@ class StreamFusion(nn.Module):
         self._project = (project_title,)  # belongs to the model, which uses it for the plain summary too
 
     def forward(
-        self,
-        H_t: Tensor,
-        title_mask: Tensor,
-        H_v: Tensor,
-        u_t: Tensor,
-        u_v: Tensor,
-        present: Tensor,
-        category: Tensor,
+        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor, category: Tensor
     ) -> Product:
         if self.words is not None:
             project = self._project[0]
@@ -197,14 +190,7 @@ class JointFusion(nn.Module):
             nn.init.zeros_(self.project.bias)
 
     def forward(
-        self,
-        H_t: Tensor,
-        title_mask: Tensor,
-        H_v: Tensor,
-        u_t: Tensor,
-        u_v: Tensor,
-        present: Tensor,
-        category: Tensor,
+        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor, category: Tensor
     ) -> Product:
         B, P = len(H_t), H_v.shape[1]
         words, patches = self.enter_title(H_t) + self.modality[0], self.enter_image(H_v) + self.modality[1]
