@@ -133,7 +133,8 @@ def directions(gates: Sequence[Retriever], controls: Sequence[Retriever]) -> pd.
         told = f"largest of {len(missing)}: {missing.max():g}"
         holds = "yes" if missing.max() == 0 else "no"
         rows.append({"claim": "a missing image has weight exactly 0", "effect": told, "holds": holds})
-    return pd.DataFrame(rows, columns=["claim", "effect", "control", "beyond the control", "holds"]).fillna("–")
+    columns = ["claim", "effect", "control", "beyond the control", "holds"]
+    return pd.DataFrame(rows, columns=columns, dtype=object).fillna("–")
 
 
 def _effects(retriever: Retriever) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:

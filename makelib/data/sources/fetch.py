@@ -7,6 +7,7 @@ killed goes on where it was. Folders (`--fetch`) and public sets (`hub`) fetch b
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import hashlib
 import io
 import ipaddress
@@ -16,7 +17,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ def get(session: requests.Session, url: str, allow: Sequence[str] = ()) -> bytes
     latest = time.monotonic() + LONGEST
     for _ in range(REDIRECTS + 1):
         check(url, allow)
+        if time.monotonic() > latest:
+            raise requests.Timeout(f"longer than {LONGEST:.0f} s")
         try:
             with session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False) as answer:
                 if answer.is_redirect:
@@ -164,8 +167,13 @@ def _body(answer: requests.Response, latest: float) -> bytes:
 
 
 def _seconds(told: str) -> str:
-    """`Retry-After` in seconds, at most `LONGEST_WAIT`; "" where it says nothing that can be read."""
-    return str(min(float(told), LONGEST_WAIT)) if told.isdecimal() else ""
+    """`Retry-After`, seconds or a date, as seconds, at most `LONGEST_WAIT`; "" where it says nothing that can be read."""
+    if not told.isdecimal():
+        try:
+            told = str(max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time()))
+        except (TypeError, ValueError, OverflowError):
+            return ""
+    return str(min(float(told), LONGEST_WAIT))
 
 
 def _host(url: str) -> str:
@@ -202,6 +210,24 @@ class _Private(urllib3.exceptions.HTTPError):
     """A name that resolves to a private address."""
 
 
+@contextlib.contextmanager
+def _in_time(connection: Any) -> Iterator[None]:
+    """Breaks a connection off that takes longer than `LONGEST`: a host that sends a byte of its handshake or headers now and then is
+    never late by the time between bytes."""
+
+    def break_off() -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(LONGEST, break_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class _Guarded(requests.adapters.HTTPAdapter):
     """Looks at the address that was connected to, before anything is sent: a name may resolve to anything, at any time."""
 
@@ -215,6 +241,14 @@ class _Guarded(requests.adapters.HTTPAdapter):
 
         def guarded(base: type) -> type:
             class Connection(base):
+                def connect(self) -> None:
+                    with _in_time(self):
+                        super().connect()
+
+                def getresponse(self) -> Any:
+                    with _in_time(self):
+                        return super().getresponse()
+
                 def _new_conn(self) -> socket.socket:
                     made = super()._new_conn()
                     if self.host.strip("[]").casefold() not in allow and not public(made.getpeername()[0]):

@@ -21,7 +21,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
@@ -187,8 +187,8 @@ class Table:
     # Each reader yields (values or None, reason, detail).
 
     def _lines(self) -> Generator[str, None, None]:
-        with self._bytes() as file:
-            yield from io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
+        with self._bytes() as file, io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="") as text:
+            yield from text
 
     def _csv_columns(self) -> list[str]:
         with contextlib.closing(self._lines()) as lines:
@@ -350,8 +350,8 @@ class Table:
 
     def _objects(self) -> Iterator[Any]:
         """The values of JSON Lines one by one, None for a line that is none; or the objects of a whole JSON document."""
-        with self._bytes() as file:
-            text = io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="\n")
+        with self._bytes() as file, io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="\n") as text:
+            lines: Iterable[str] = text
             if kind_of(self.path) == "json":
                 whole = text.read()
                 try:
@@ -359,8 +359,8 @@ class Table:
                 except (ValueError, RecursionError) as error:
                     if not isinstance(_value(whole.lstrip().split("\n", 1)[0]), dict):  # else they are lines after all
                         raise UserError(f"Cannot read {self.path}: it is not whole JSON ({error}).") from None
-                text = io.StringIO(whole)
-            yield from (_value(line) for line in text if line.strip())
+                lines = whole.split("\n")
+            yield from (_value(line) for line in lines if line.strip())
 
     def _json_columns(self) -> list[str]:
         columns = list(dict.fromkeys(key for item in self._objects() if isinstance(item, dict) for key in item))
