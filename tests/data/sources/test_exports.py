@@ -416,6 +416,18 @@ def test_what_is_lost_in_number_is_said_first_and_is_exit_code_3(tmp_path, capsy
     assert said.err.count("--fetch") == 1
     assert f"{COUNT} of {COUNT} photographs" in said.out.split("| table |")[0]
     assert main(["data", "import", str(folder), "--out", str(tmp_path / "out"), "--warn-share", "1"]) == 0
+    shop(
+        folder,
+        [plain(i, image=f"{'https://cdn.example/' if i < 2 else ''}{i}.jpg") for i in range(COUNT)],
+        [f"{i}.jpg" for i in range(COUNT)],
+    )
+    capsys.readouterr()
+    assert (
+        main(["data", "import", str(folder), "--out", str(tmp_path / "out")]) == 0
+    )  # two are few, and said all the same
+    assert (
+        "- 2 of 48 photographs are addresses: run again with `--fetch`" in capsys.readouterr().out.split("| table |")[0]
+    )
 
 
 def test_photographs_named_are_read_or_listed(tmp_path):

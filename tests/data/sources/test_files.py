@@ -361,6 +361,13 @@ def test_paths_that_leave_the_folder(folder, tmp_path):
         assert (cell and cell["bytes"]) == expected
 
 
+def with_odd_exif(data: bytes, tag: int, kind: int, value: bytes) -> bytes:
+    """A JPEG turned by EXIF that holds one more tag, of another type than the standard's."""
+    entries = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHI", tag, kind, 1) + value
+    exif = b"Exif\0\0II" + struct.pack("<HIH", 42, 8, 2) + entries + bytes(12)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
 def odd_images() -> dict[str, tuple[bytes, str, tuple, tuple]]:
     """Whole files of odd kinds: bytes, what health calls them, the colours a person sees at top left, bottom right."""
     red, blue, white, grey = (255, 0, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
@@ -388,6 +395,13 @@ def odd_images() -> dict[str, tuple[bytes, str, tuple, tuple]]:
         "animated gif": (encoded(frames[0], "GIF", **more), "P, animated", red, red),
         "animated webp": (encoded(frames[0], "WEBP", lossless=True, **more), "RGB, animated", red, red),
         "turned": (encoded(sideways, "JPEG", exif=turned, quality=100), "RGB, turned by EXIF", red, blue),
+        **{
+            f"turned, odd {name}": (with_odd_exif(encoded(sideways, "JPEG", quality=100), *tag), "RGB, turned by EXIF", red, blue)
+            for name, tag in {
+                "resolution": (0x11A, 10, struct.pack("<I", 38)), "text": (0x11A, 2, b"72\0\0"), "short": (0x128, 8, struct.pack("<hh", -1, 0)),
+                "long": (0x100, 9, struct.pack("<i", -5)), "type": (0x11A, 99, bytes(4)), "place": (0x11A, 5, b"\xff" * 4),
+            }.items()
+        },
     }  # fmt: skip
 
 

@@ -95,6 +95,16 @@ def warnings_of(health: dict[str, Any], options: ImportOptions) -> list[str]:
     return found
 
 
+def unfetched(health: dict[str, Any]) -> list[str]:
+    """A line that photographs are addresses, however few, and which flag takes them, unless a warning says so already."""
+    count = sum(n for reason, n in health["images"]["dropped"].items() if reason.startswith("is an address"))
+    if not count or any("--fetch" in warning for warning in health["warnings"]):
+        return []
+    return [
+        f"{count:,} of {health['images']['named']:,} photographs are addresses: run again with `--fetch` to fetch them."
+    ]
+
+
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())

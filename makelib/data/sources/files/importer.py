@@ -28,7 +28,7 @@ from makelib.data.sources import fetch as fetching
 from makelib.data.sources.files import labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
 from makelib.data.sources.files.cells import is_address
-from makelib.data.sources.files.health import duplicate_health, lost, title_health, warnings_of
+from makelib.data.sources.files.health import duplicate_health, lost, title_health, unfetched, warnings_of
 from makelib.data.sources.files.judged import tables_of
 from makelib.data.sources.files.options import ImportOptions, read_options, stated
 from makelib.data.sources.files.paths import Lost, Places, address, unpack
@@ -93,7 +93,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         health["warnings"] = warnings_of(health, options)
         for warning in health["warnings"]:
             print(f"makelib: {warning}", file=sys.stderr)
-        told = {"generated_queries": not accounts, "notes": [*health["warnings"], *notes]}
+        told = {"generated_queries": not accounts, "notes": [*health["warnings"], *unfetched(health), *notes]}
         return write_catalog(
             out,
             name=options.name or folder.resolve().name,
