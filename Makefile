@@ -16,6 +16,8 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 UPLOADS := tornado_settings="{'websocket_max_message_size': 41943040}"
 # whoever left the page gives his kernel back after two minutes
 LEAVERS := --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
+# the page draws no figures, and plotly's five megabytes would come before its first tile
+LIGHT := --VoilaConfiguration.extension_denylist=jupyterlab-plotly --VoilaConfiguration.extension_denylist=anywidget
 # kernels and extensions of another installation must not come in
 unexport JUPYTER_PATH
 
@@ -41,7 +43,7 @@ lab: $(STAMP)
 
 explore: $(STAMP)
 	@JUPYTER_PATH="$(CURDIR)/makelib/workbook/templates" $(BIN)/python -m makelib.workbook.visitors $(PAGE) --template=explorer \
-	  --TagRemovePreprocessor.remove_cell_tags=chapter --Voila.$(UPLOADS) $(LEAVERS) --show_tracebacks=True $(PAGE)
+	  --TagRemovePreprocessor.remove_cell_tags=chapter --Voila.$(UPLOADS) $(LEAVERS) $(LIGHT) --show_tracebacks=True $(PAGE)
 
 reproduce: $(STAMP)
 	@$(BIN)/python -m makelib reproduce --preset "$(PRESET)" --catalog "$(CATALOG)" --seeds "$(SEEDS)" --out "$(OUT)" $(if $(CLUSTER),--cluster "$(CLUSTER)")

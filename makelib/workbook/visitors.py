@@ -28,14 +28,19 @@ from typing import TYPE_CHECKING
 from makelib.runtime import UserError, loading, set_threads
 
 if TYPE_CHECKING:
+    from ipykernel.kernelapp import IPKernelApp
+
     from makelib.workbook.explorer.widget import QueryExplorer
 
 #: where a stand-in finds the address of the process that forks
 ADDRESS = "MAKELIB_KERNELS"
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes, and M_ARENA_MAX: what a search was computed in goes back to the system
-_GIVE_BACK = {-3: 1 << 16, -1: 1 << 16, -8: 1}
-#: what a kernel imports before it answers
-KERNEL = ("ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completerlib", "IPython.extensions.storemagic")
+_GIVE_BACK = {-3: 1 << 14, -1: 1 << 16, -8: 1}
+#: what a kernel imports before it answers; after the training, which would take this terminal for a notebook
+KERNEL = (
+    "ipykernel.kernelapp", "ipykernel.debugger", "tornado.platform.asyncio", "sqlite3", "IPython.core.completerlib",
+    "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect", "IPython.extensions.storemagic",
+)  # fmt: skip
 #: variants that the page opens, and trains where nobody has yet
 VARIANTS = ("full", "title")
 
@@ -44,10 +49,12 @@ def serve(notebook: Path, voila: Sequence[str]) -> int:
     """Open the models of a notebook's `parameters`, and run Voilà with these words until it ends; returns its exit code."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # which gives back what it read, see `_GIVE_BACK`
     held = opened(notebook)
-    for module in KERNEL:  # after the training, which would take this terminal for a notebook
-        importlib.import_module(module)
-
+    app = _kernel()
+    with contextlib.suppress(AttributeError):  # a libc without it gives memory back its own way
+        for what, size in _GIVE_BACK.items():
+            ctypes.CDLL(None).mallopt(what, size)
     gc.collect()
+    _trim()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as door:
         door.bind(f"{folder}/door")
@@ -64,12 +71,13 @@ def serve(notebook: Path, voila: Sequence[str]) -> int:
                 with contextlib.suppress(TimeoutError):
                     connection, _ = door.accept()
                     if (kernel := os.fork()) == 0:
-                        _become_kernel(connection)
+                        _become_kernel(app, connection)
                     kernels.add(kernel)
                     connection.close()
                 kernels -= {kernel for kernel in kernels if os.waitpid(kernel, os.WNOHANG)[0]}
         except KeyboardInterrupt:
             server.terminate()  # it ends its kernels; Ctrl-C told it, too
+        gc.unfreeze()  # or the interpreter's end reports as leaked what is never collected
         del held
         return server.wait()
 
@@ -113,7 +121,28 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _become_kernel(connection: socket.socket) -> None:
+def _kernel() -> IPKernelApp:
+    """The kernel that each fork begins with, all that it needs imported. What a fork so much as looks at it copies, page by page: so it
+    is never told the names of all modules (9 MiB) or of all settings that words could change (another 9), nor has it a debugger, which
+    would be told the files of all modules (30)."""
+    sys.modules["debugpy"] = None
+    for module in KERNEL:
+        importlib.import_module(module)
+    from ipykernel.kernelapp import IPKernelApp
+
+    app = IPKernelApp.instance(parent_handle=os.getpid())
+    app.log.setLevel("ERROR")  # the terminal is Voilà's
+    app.parse_command_line = app.init_code = lambda *_: None
+    return app
+
+
+def _trim() -> None:
+    """Free pages of the heap back to the system, where the libc does that."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _become_kernel(app: IPKernelApp, connection: socket.socket) -> None:
     """In the fork: be the kernel that a stand-in asks for, in its folder and environment, until either ends."""
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,26 +151,23 @@ def _become_kernel(connection: socket.socket) -> None:
         connection_file, folder, *environment = map(os.fsdecode, sent.read(int.from_bytes(sent.read(4))).split(b"\0"))
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(line.split("=", 1) for line in environment)
-    os.environ["JPY_PARENT_PID"] = str(os.getppid())
-    with contextlib.suppress(AttributeError):  # a libc without it gives memory back its own way
-        for what, size in _GIVE_BACK.items():
-            ctypes.CDLL(None).mallopt(what, size)
+    os.environ |= dict(line.split("=", 1) for line in environment)
 
     def leave() -> None:
         connection.recv(1)  # nothing ever comes: the stand-in was ended
         os._exit(0)
 
     threading.Thread(target=leave, daemon=True).start()
+    import ipywidgets
     from ipykernel import ipkernel
-    from ipykernel.kernelapp import IPKernelApp
 
     try:
-        app = IPKernelApp.instance()
-        # a debugger would be told the file of every module, and each look at one copies a page or two: 30 MiB
-        ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})
-        app.initialize(["-f", connection_file])
+        app.connection_file = connection_file
+        ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})  # see `_kernel`
+        app.initialize()
         ipkernel.sys = sys
+        app.shell.events.register("post_execute", _trim)
+        ipywidgets.register_comm_target()  # as it does where a kernel imports it; without it a page asks for its widgets one by one
         app.start()
     except Exception:
         traceback.print_exc()

@@ -1,5 +1,5 @@
 """What Voilà takes for a visitor's kernel: asks `makelib.workbook.visitors` for a fork and waits for its end; where nobody forks, becomes
-a kernel. Run without site-packages, for each visitor has one."""
+a kernel. Run without site-packages, and smaller still while it waits, for each visitor has one."""
 
 import os
 import socket
@@ -15,7 +15,8 @@ def main(connection_file: str) -> None:
     environment = [b"%s=%s" % pair for pair in os.environb.items()]
     asked = b"\0".join([os.fsencode(connection_file), os.getcwdb(), *environment])
     door.sendall(len(asked).to_bytes(4) + asked)
-    door.recv(1)  # nothing ever comes: the kernel ended
+    os.dup2(door.fileno(), 0)
+    os.execvp("cat", ["cat", "-"])  # nothing ever comes, until the kernel ends
 
 
 main(sys.argv[1])
