@@ -77,7 +77,6 @@ def serve(notebook: Path, voila: Sequence[str]) -> int:
                 kernels -= {kernel for kernel in kernels if os.waitpid(kernel, os.WNOHANG)[0]}
         except KeyboardInterrupt:
             server.terminate()  # it ends its kernels; Ctrl-C told it, too
-        gc.unfreeze()  # or the interpreter's end reports as leaked what is never collected
         del held
         return server.wait()
 
@@ -185,4 +184,6 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)  # the interpreter's own end takes seconds over what is frozen, and calls it leaked
