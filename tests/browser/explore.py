@@ -116,6 +116,29 @@ def easy_to_read(panel):
     assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
 
 
+def paper(page, panel, name):
+    """Printed, also from a dark screen: dark text on white, and nothing hidden, torn or wider than the sheet."""
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 900})  # a sheet's
+    easy_to_read(panel)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    colour = "(it, of) => getComputedStyle(it)[of].match(/[\\d.]+/g).map(Number)"
+    assert max(panel.locator(".mkx-status b").evaluate(colour, "color")[:3]) < 128
+    for node in (page.locator("body"), panel.locator(".mkx-tile, .mkx-row").first):
+        paint = node.evaluate(colour, "backgroundColor")
+        assert min(paint[:3]) > 250 or paint[3:] == [0], paint
+    torn = "all => all.filter(it => getComputedStyle(it).breakInside !== 'avoid').length"
+    assert panel.locator(".mkx-tile, .mkx-row, .mkx-block").evaluate_all(torn) == 0
+    assert not panel.get_by_label(
+        "Query"
+    ).is_visible()  # nobody types on paper; the line above the tiles says what was asked
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"paper-{name}.png", full_page=True)
+    page.pdf(path=SCREENSHOTS / f"paper-{name}.pdf")
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
 def accessible(page, root="body"):
     """No serious or critical finding of axe-core under `root`."""
     found = Axe().run(page, root).response["violations"]

@@ -66,7 +66,7 @@ def running(command, root, home, path="api", environment=None):
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 240
             while True:
                 try:
                     urllib.request.urlopen(f"{address}/{path}", timeout=5)
