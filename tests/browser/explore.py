@@ -127,6 +127,10 @@ def paper(page, panel, name):
     for node in (page.locator("body"), panel.locator(".mkx-tile, .mkx-row").first):
         paint = node.evaluate(colour, "backgroundColor")
         assert min(paint[:3]) > 250 or paint[3:] == [0], paint
+    shown = panel.locator(".mkx-tile:visible, .mkx-row:visible").count()
+    assert shown in (12, 24), shown
+    ends = panel.evaluate("panel => panel.getBoundingClientRect().bottom")
+    assert page.evaluate("document.documentElement.scrollHeight") >= ends > 900, "what lies below one window is not cut"
     torn = "all => all.filter(it => getComputedStyle(it).breakInside !== 'avoid').length"
     assert panel.locator(".mkx-tile, .mkx-row, .mkx-block").evaluate_all(torn) == 0
     assert not panel.get_by_label(
