@@ -3,18 +3,19 @@
 Arms are planted (untrained models, scores made up) in a tame and in a hostile shop; only the last test trains, for two steps.
 """
 
-import os
+import re
 import statistics
 
 import explore
 import lab
 import pytest
 from planted import planted_run
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
 VIEW = {"width": 1280, "height": 2200}
-#: milliseconds that the median change of a control may take on a machine that does nothing else
+#: milliseconds that the median change of a control takes at most on two cores that do nothing else; the test fails at ten times that
 WITHIN = 300
 
 
@@ -94,16 +95,16 @@ def test_a_change_is_drawn_in_time(page, panel, record_property):
     median = statistics.median(took)
     print(f"change to figure: median {median:.0f} ms, {min(took):.0f} to {max(took):.0f} ms")
     record_property("milliseconds", [round(each) for each in took])
-    assert median <= WITHIN * (1 + os.getloadavg()[0] / os.cpu_count())
+    assert median <= 10 * WITHIN
 
 
 def test_variants_are_chosen_by_check_boxes(panel):
     panel.get_by_label("joint", exact=True).uncheck()
     panel.locator(".mka-table tr[data-variant='joint']").wait_for(state="detached")
-    assert panel.locator(".mka-table [data-variant]").count() == 2
+    expect(panel.locator(".mka-table [data-variant]")).to_have_count(2)
     panel.get_by_label("joint", exact=True).check()
     panel.locator(".mka-table tr[data-variant='joint']").wait_for()
-    assert panel.get_by_label("title", exact=True).is_disabled()  # the reference
+    expect(panel.get_by_label("title", exact=True)).to_be_disabled()  # the reference
 
 
 def test_seeds_are_chosen_and_the_last_one_cannot_go_unnoticed(panel):
@@ -187,14 +188,12 @@ def test_a_missing_arm_is_trained_watched_and_compared(panel):
     panel.get_by_label("Seeds", exact=True).press("Enter")
     panel.get_by_role("button", name="Train", exact=True).click()
     panel.get_by_role("progressbar").wait_for()
-    assert panel.get_by_role("button", name="Stop", exact=True).is_enabled()
+    expect(panel.get_by_role("button", name="Stop", exact=True)).to_be_enabled()
     panel.locator(".mka-spark", has_text="loss: ").wait_for(timeout=180_000)
     panel.locator(".mkx-status", has_text="done").wait_for(timeout=180_000)
     said(panel, "training.batch_size=4")
-    assert (
-        panel.get_by_label("Study").evaluate("list => list.selectedOptions[0].text").replace("\u00a0", " ")
-        == "everything trained"
-    )
+    chosen = panel.get_by_label("Study").locator("option:checked")
+    expect(chosen).to_have_text(re.compile(r"everything\strained"))  # its blank does not break
     assert panel.locator("[role=alert]").count() == 0
 
 

@@ -60,8 +60,18 @@ def test_a_newcomer_types_a_query_and_asks_why(workplace, address, gated_page):
     explore.easy_to_read(panel)
     explore.picture(panel, "768")
     page.set_viewport_size({"width": 400, "height": 2400})
-    explore.accessible(page, ".mkx-panel")
-    explore.picture(panel, "400")
+    for theme in ("Light", "Dark"):
+        lab.theme(page, f"JupyterLab {theme}")
+        for beside, what in (("title, seed 0", ".mkx-versus .mkx-row"), ("nothing", ".mkx-cards .mkx-tile")):
+            panel.get_by_label("Beside it").select_option(beside)
+            panel.locator(what).first.wait_for()
+            explore.accessible(page, ".mkx-panel")
+            explore.easy_to_read(panel)
+            narrowest = panel.locator(f"{what} .mkx-title").evaluate_all(
+                "all => Math.min(...all.map(title => title.getBoundingClientRect().width))"
+            )
+            assert narrowest >= 90, (theme, beside)
+            explore.picture(panel, f"400-{theme}-{beside[:5]}")
     assert refused == []
 
 

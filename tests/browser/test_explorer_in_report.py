@@ -87,7 +87,7 @@ def test_paper_holds_the_whole_twin(pages, gated_page):
     explore.easy_to_read(page.locator("main"))
     assert (
         page.locator(".mkx-tile").first.evaluate("tile => getComputedStyle(tile).backgroundColor")
-        == "rgb(253, 253, 251)"
+        == "rgb(255, 255, 255)"
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 700
     torn = "all => all.filter(it => getComputedStyle(it).breakInside !== 'avoid').length"
