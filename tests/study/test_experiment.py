@@ -302,7 +302,7 @@ def test_stop_ends_the_workers_and_starts_no_further_arm(training_family, tmp_pa
     child, family = training_family
     began = time.monotonic()
     os.killpg(child.pid, signal.SIGINT)
-    _, alive = psutil.wait_procs(family, timeout=60)  # two seconds where nothing else runs; the arms would train for minutes
+    _, alive = psutil.wait_procs(family, timeout=60)  # two seconds on an idle machine; the arms would take minutes
     print(f"stopped after {time.monotonic() - began:.1f} s")
     out, err = child.communicate(timeout=30)
     assert alive == []
