@@ -19,7 +19,9 @@ def address(workplace, tmp_path_factory):
     """Voilà with the options of the Makefile, over all notebooks of the workplace; leavers are looked for more often."""
     options, environment = lab.made("explore")
     assert any("cull_idle_timeout" in option for option in options)
-    options = [re.sub(r"(cull_idle_timeout|cull_interval)=\d+", r"\1=3", option) for option in options]
+    # after three seconds a page whose browser was busy had not connected yet, and lost its kernel
+    options = [re.sub(r"cull_idle_timeout=\d+", "cull_idle_timeout=30", option) for option in options]
+    options = [re.sub(r"cull_interval=\d+", "cull_interval=3", option) for option in options]
     serve = ("makelib.workbook.visitors", "notebooks/05_query_explorer.ipynb")
     command = (*serve, "--no-browser", "--Voila.ip=127.0.0.1", *options, "notebooks")
     root, home = workplace[0], tmp_path_factory.mktemp("voila")
