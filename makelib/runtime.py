@@ -15,6 +15,7 @@ import hashlib
 import html
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -232,13 +233,21 @@ def atomic_file(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def alone(target: Path) -> Iterator[None]:
     """One process at a time makes `target`; others of this machine that ask for it wait, and say so. Look again whether it is
-    there once inside. The lock goes with its process, however that ends, and lies in the temporary folder, not in the data."""
+    there once inside. The lock goes with its process, however that ends, and lies in the temporary folder, not in the data.
+
+    Raises `UserError` where a worker would wait for ever: one that still imports the script which began it, and which holds the lock.
+    """
     locks = Path(tempfile.gettempdir()) / f"makelib-locks-{os.getuid() if hasattr(os, 'getuid') else ''}"
     locks.mkdir(mode=0o700, exist_ok=True)
     lock = filelock.FileLock(locks / fingerprint(os.path.realpath(target)), is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise UserError(
+                "Each worker imports the script that began it, and this one works as it is imported: put what it does "
+                'under `if __name__ == "__main__":`.'
+            ) from None
         named = "/".join(Path(target).parts[-2:])
         print(f"Another process is making {named}; waiting for it.", file=sys.stderr, flush=True)
         lock.acquire()

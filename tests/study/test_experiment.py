@@ -455,3 +455,14 @@ def test_two_that_train_the_same_run_at_once(experiment, tmp_path):
     assert sorted(out for out, _ in told) == ["True\n", "trains\nTrue\n"]
     waiting = next(errors for out, errors in told if "trains" not in out)
     assert "Another process is making run/models; waiting for it." in waiting
+
+
+def test_a_script_that_trains_as_it_is_imported_is_told_how(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from makelib import Experiment\n"
+        f"experiment = Experiment.open('reports/one', 'smoke', 'bazaar', 0, {TINY!r})\n"
+        "experiment.train(experiment.arms('make', ['title']))\n"
+    )
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, text=True, capture_output=True, timeout=240)
+    assert ran.returncode != 0
+    assert 'under `if __name__ == "__main__":`' in ran.stderr
