@@ -121,6 +121,12 @@ class Shop(http.server.BaseHTTPRequestHandler):
     def always(self):
         self.reply(503, Retry_After="0")
 
+    def together(self):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.server.barrier.wait(20)  # all of them at once, or none has its photograph
+            return self.photo()
+        self.reply(404)
+
 
 @pytest.fixture
 def server():
@@ -178,6 +184,22 @@ def test_what_cannot_be_had_has_a_reason_and_nothing_hangs(server, tmp_path, pat
     asked = len(server.asked)
     run(server, tmp_path, path, "photo/1")
     assert (len(server.asked) == asked) == for_good  # what is final or here is not asked for again
+
+
+@pytest.mark.parametrize(("hosts", "at_once"), [(("127.0.0.1", "localhost"), 8), (("127.0.0.1",), 4)])
+def test_eight_at_a_time_and_four_of_one_host(server, tmp_path, monkeypatch, hosts, at_once):
+    monkeypatch.setattr(fetching, "LONGEST", 60.0)
+    monkeypatch.setattr(fetching, "TIMEOUT", (30, 30))
+    server.barrier = threading.Barrier(at_once)
+    store = Store(tmp_path / "store", tmp_path / "missing.jsonl")
+    addresses = {
+        f"{host}/{number}": f"http://{host}:{server.server_port}/together/{number}"
+        for number in range(4)
+        for host in hosts
+    }
+    fetch(addresses, store, hosts)
+    assert all(store.path(key).is_file() for key in addresses)
+    assert (fetching.CONNECTIONS, fetching.PER_HOST) == (8, 4)
 
 
 def test_a_host_that_asks_to_slow_down_is_obeyed(server, tmp_path):
