@@ -164,6 +164,15 @@ class TestNotebook:
         assert first["cell_type"] == "markdown"
         assert "".join(first["source"]).startswith("# ")
 
+    def test_says_before_its_first_code_that_it_may_train(self, path):
+        """Chapters that open a model of an earlier one, and train it where nobody has."""
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        if path.stem[:2] in ("05", "06"):
+            assert any("experiment.retriever(" in source or "QueryExplorer(" in source for source in sources)
+            code = next(i for i, cell in enumerate(cells) if cell["cell_type"] == "code")
+            assert re.search(r"trained\s+here first: about a minute", " ".join(sources[:code]))
+
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")
 def test_notebooks_are_numbered_and_their_needs_run_before_them():
