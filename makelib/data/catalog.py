@@ -60,10 +60,11 @@ class Catalog:
         products: (N rows) `product_id, title, category, group`; rows of one `group` are listings of one product
             (duplicates). Pixels are read by `image` and `images`, those of further photographs or video frames (the
             column `images`; most products have none) by `further_images`.
-        attributes: (N rows) what is stated about each product, a categorical column per attribute, NaN where nothing is.
         queries: (Q rows) `query_id, query, split, constraints, intent`; `intent` is what splits keep together.
         interactions: `query, product` (rows), `label`, `kind`.
         truth: what only a generator knows about each product (reliability of image and title, …), or None.
+        stated: `attributes`, or the products table from which they are read when they are first asked for: of a million products
+            that takes longer than all else together, and searching needs none.
     """
 
     folder: Path
@@ -71,7 +72,7 @@ class Catalog:
     fingerprint: str
     info: dict[str, Any]
     products: pd.DataFrame
-    attributes: pd.DataFrame
+    stated: pd.DataFrame | Path = field(repr=False)
     queries: pd.DataFrame
     interactions: pd.DataFrame
     truth: pd.DataFrame | None
@@ -109,12 +110,17 @@ class Catalog:
         known = folder / "truth.parquet"
         truth = _opened(known).read().to_pandas() if known.is_file() else None
         return cls(
-            folder, info["name"], info["fingerprint"], info, products, _attributes(files["products"]), queries,
-            interactions, truth, Photographs(tables["products"]),
+            folder, info["name"], info["fingerprint"], info, products, tables["products"], queries, interactions, truth,
+            Photographs(tables["products"]),
         )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.products)
+
+    @functools.cached_property
+    def attributes(self) -> pd.DataFrame:
+        """What is stated about each product, (N rows): a categorical column per attribute, NaN where nothing is."""
+        return _attributes(_opened(self.stated)) if isinstance(self.stated, Path) else self.stated
 
     def kept(
         self, name: str, make: Callable[[], Mapping[str, np.ndarray]], depends_on: Any, code: tuple[str, ...]
@@ -205,14 +211,17 @@ class Catalog:
         return table.loc[wanted, "query"].to_numpy(np.int64), table.loc[wanted, "product"].to_numpy(np.int64)
 
     def relevance(self, query_rows: np.ndarray, product_rows: np.ndarray | None = None) -> np.ndarray:
-        """Graded relevance, float32 (len(query_rows), N or len(product_rows)), 0 to 1; query rows may repeat.
+        """Graded relevance, float32 (len(query_rows), N or len(product_rows)), 0 to 1; query rows may repeat. `product_rows` of the
+        shape (len(query_rows), k), such as a page of hits, are each query's own.
 
         With constraints: the share of the query's constraints that the product's attributes meet. Without: the labels
         of kind `judgment`; without those either, the clicks. 1 means fully relevant.
         """
-        query_rows, back = np.unique(np.asarray(query_rows, dtype=np.int64), return_inverse=True)
+        query_rows, back = np.asarray(query_rows, dtype=np.int64), slice(None)
         product_rows = np.arange(len(self)) if product_rows is None else np.asarray(product_rows, dtype=np.int64)
-        relevance = np.zeros((len(query_rows), len(product_rows)), dtype=np.float32)
+        if product_rows.ndim == 1:
+            query_rows, back = np.unique(query_rows, return_inverse=True)
+        relevance = np.zeros((len(query_rows), product_rows.shape[-1]), dtype=np.float32)
         wanted = [value or {} for value in self.queries["constraints"].iloc[query_rows]]
         counts = np.array([len(constraints) for constraints in wanted])
         for key in sorted({key for constraints in wanted for key in constraints}):
@@ -220,10 +229,15 @@ class Catalog:
                 have = self.attributes[key].cat
                 asked = have.categories.get_indexer([constraints.get(key) for constraints in wanted])
                 asked[asked < 0] = -2  # meets nothing; -1 is the code of products that state nothing
-                relevance += asked[:, None] == have.codes.to_numpy()[product_rows][None, :]
+                relevance += asked[:, None] == have.codes.to_numpy()[product_rows]
         relevance /= np.maximum(counts, 1)[:, None]
         if (counts == 0).any():
-            relevance[counts == 0] = self._judged[query_rows[counts == 0]][:, product_rows].toarray()
+            judged, own = self._judged[query_rows[counts == 0]], np.flatnonzero(counts == 0)
+            relevance[own] = (
+                judged[:, product_rows].toarray()
+                if product_rows.ndim == 1
+                else np.asarray(judged[np.arange(len(own))[:, None], product_rows[own]].todense())
+            )
         return relevance[back]
 
     @functools.cached_property

@@ -85,7 +85,7 @@ def calibration(
 def _hits(retriever: Retriever, query_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the first `DEPTH` hits of queries, and which are fully relevant, flat."""
     rows, scores = retriever.index.search(_queries(retriever, query_rows), min(DEPTH, len(retriever.catalog)))
-    relevant = np.take_along_axis(retriever.catalog.relevance(query_rows), np.maximum(rows, 0), axis=1) >= FULL
+    relevant = retriever.catalog.relevance(query_rows, np.maximum(rows, 0)) >= FULL
     found = rows >= 0
     return scores[found].astype(np.float64), relevant[found].astype(np.float64)
 

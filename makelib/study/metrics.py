@@ -107,14 +107,12 @@ def recall_within(
 
     The ranking stays the one over the whole catalogue, so that parts of the catalogue compete as they do in use.
     """
-    position, product = positives(catalog, query_rows)
-    wanted = products[product]
-    position, product = position[wanted], product[wanted]
-    found = (np.asarray(rows)[position, :cutoff] == product[:, None]).any(axis=1)
-    return share(
-        np.bincount(position, weights=found, minlength=len(query_rows)),
-        np.bincount(position, minlength=len(query_rows)),
-    )
+    found, whole = [], []
+    for part, relevance in relevance_in_parts(catalog, query_rows):
+        wanted, first = (relevance >= FULL) & products, np.asarray(rows)[part, :cutoff]
+        found.append((np.take_along_axis(wanted, np.maximum(first, 0), axis=1) & (first >= 0)).sum(axis=1))
+        whole.append(wanted.sum(axis=1))
+    return share(np.concatenate(found), np.concatenate(whole))
 
 
 def cells(catalog: Catalog, query_rows: np.ndarray, rows: np.ndarray, cutoff: int = 100) -> pd.DataFrame:

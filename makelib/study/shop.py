@@ -24,7 +24,7 @@ from makelib.data.catalog import Catalog
 from makelib.runtime import UserError
 from makelib.settings import Evaluation
 from makelib.study.experiment import Experiment
-from makelib.study.metrics import FULL
+from makelib.study.metrics import FULL, relevance_in_parts
 from makelib.study.statistics import result_rows
 
 #: clicks that a shopper of each group brings along
@@ -77,9 +77,8 @@ def simulate(
     if why := cannot(experiment.catalog):
         raise UserError(why)
     rng = np.random.default_rng(seed)
-    queries, intents = experiment.test_rows, _intents(experiment)
-    relevance = experiment.catalog.relevance(queries)  # (Q, N)
-    behaviour = {group: _behaviour(experiment.catalog, relevance, clicks, rng) for group, clicks in HISTORY.items()}
+    queries, intents, catalog = experiment.test_rows, _intents(experiment), experiment.catalog
+    behaviour = {group: _behaviour(catalog, queries, clicks, rng) for group, clicks in HISTORY.items()}
     found = {
         (variant, number): _hits(experiment, study, variant, number)
         for variant in variants
@@ -90,11 +89,11 @@ def simulate(
     crowds: dict[tuple[str, str], list[np.ndarray]] = {}
     for number in experiment.settings.seeds:
         arms = [found[variant, number] for variant in variants]
-        wins = interleave(arms, relevance, sessions // 2, rng)
+        wins = interleave(arms, catalog, queries, sessions // 2, rng)
         for variant, hits, other, won in zip(variants, arms, reversed(arms), wins, strict=True):
             parts = []
             for group, channel in behaviour.items():
-                scores, bought = _met(hits, other, channel, relevance, chances, rng)
+                scores, bought = _met(hits, other, channel, (catalog, queries), chances, rng)
                 crowds.setdefault((variant, group), []).append(bought)
                 ids = [f"{query} {group}" for query in range(len(queries))]
                 parts.append(pd.DataFrame({"query_id": ids, "intent": intents, **scores, "wins@10": won}))
@@ -113,13 +112,13 @@ def _met(
     hits: np.ndarray,
     other: np.ndarray,
     channel: np.ndarray,
-    relevance: np.ndarray,
+    asked: tuple[Catalog, np.ndarray],
     chances: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What one group of shoppers meets at an arm: scores of each query (Q,), and the purchases of a crowd of its own (S · Q,)."""
     page, own = pages(hits, channel)
-    shown = np.take_along_axis(relevance, np.maximum(page, 0), axis=1) * (page >= 0)
+    shown = relevance_of(*asked, page)
     clicked, bought = browse(shown, chances)
     crowd = browse(shown, rng.random(chances.shape, dtype=np.float32))[1]
     elsewhere = np.concatenate([other[:, :PLACES], channel], axis=1)
@@ -169,28 +168,33 @@ def pages(retrieved: np.ndarray, behaviour: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def interleave(
-    arms: Sequence[np.ndarray], relevance: np.ndarray, sessions: int, rng: np.random.Generator
+    arms: Sequence[np.ndarray], catalog: Catalog, queries: np.ndarray, sessions: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Team draft (Radlinski et al., 2008): the share of sessions, (Q,) each, in which an arm's team got more clicks."""
-    wins = np.zeros((2, relevance.shape[0]))
+    wins = np.zeros((2, len(queries)))
     lists = [arm[:, : 2 * PLACES].tolist() for arm in arms]
     for _ in range(sessions):
-        page = np.full((len(relevance), PLACES), -1, np.int64)
+        page = np.full((len(queries), PLACES), -1, np.int64)
         team = np.zeros(page.shape, np.int64)
-        flips = rng.integers(0, 2, (len(relevance), PLACES // 2))
-        for query in range(len(relevance)):
+        flips = rng.integers(0, 2, (len(queries), PLACES // 2))
+        for query in range(len(queries)):
             queues, taken = [iter(each[query]) for each in lists], {-1}
             for place in range(PLACES):
                 side = int(flips[query, place // 2]) ^ (place % 2)
                 product = next((row for row in queues[side] if row not in taken), -1)
                 page[query, place], team[query, place] = product, side
                 taken.add(product)
-        shown = np.take_along_axis(relevance, np.maximum(page, 0), axis=1) * (page >= 0)
+        shown = relevance_of(catalog, queries, page)
         clicked = browse(shown, rng.random((1, *page.shape, 3), dtype=np.float32))[0][0]
         credit = [(clicked & (team == side)).sum(axis=1) for side in (0, 1)]
         wins[0] += credit[0] > credit[1]
         wins[1] += credit[1] > credit[0]
     return wins[0] / sessions, wins[1] / sessions
+
+
+def relevance_of(catalog: Catalog, queries: np.ndarray, page: np.ndarray) -> np.ndarray:
+    """Relevance of pages (Q, K) of product rows, float32; 0 where a place (-1) holds nothing."""
+    return catalog.relevance(queries, np.maximum(page, 0)) * (page >= 0)
 
 
 def ab_test(
@@ -242,10 +246,10 @@ def _contrasts(
     return rows
 
 
-def _behaviour(catalog: Catalog, relevance: np.ndarray, clicks: int, rng: np.random.Generator) -> np.ndarray:
+def _behaviour(catalog: Catalog, queries: np.ndarray, clicks: int, rng: np.random.Generator) -> np.ndarray:
     """What the behaviour channel shows (Q, PLACES // 2): products that others clicked together with a shopper's `clicks` earlier
     ones, which were in the category that the query is after; -1 where it finds nothing."""
-    shown = np.full((len(relevance), PLACES // 2), -1, np.int64)
+    shown = np.full((len(queries), PLACES // 2), -1, np.int64)
     asked, products = catalog.clicks("train")
     if not clicks or not len(products):
         return shown
@@ -253,7 +257,8 @@ def _behaviour(catalog: Catalog, relevance: np.ndarray, clicks: int, rng: np.ran
     together = (table.T @ table).tocsr()  # (N, N)
     category = pd.factorize(catalog.products["category"])[0]
     popularity = np.bincount(products, minlength=len(catalog)).astype(float)
-    for query, values in enumerate(relevance):
+    values_of = (values for _, part in relevance_in_parts(catalog, queries) for values in part)
+    for query, values in enumerate(values_of):
         wanted = category[values >= min(FULL, values.max())]
         among = np.flatnonzero((category == np.bincount(wanted[wanted >= 0], minlength=1).argmax()) & (popularity > 0))
         if not len(among):

@@ -119,6 +119,9 @@ def test_relevance_counts_constraints_and_falls_back_to_judgments(tmp_path):
     catalog = write_catalog(tmp_path / "c", name="c", **tables())
     np.testing.assert_allclose(catalog.relevance([0, 1, 2, 0]), [[1, 0, 0], [0, 0, 1], [0, 0.5, 0], [1, 0, 0]])
     np.testing.assert_allclose(catalog.relevance([2, 0], [1, 0]), [[0.5, 0], [0, 1]])
+    pages = np.array([[1, 0], [2, 1], [0, 2], [1, 1]])  # each query's own products
+    whole = catalog.relevance([0, 1, 2, 0])
+    np.testing.assert_array_equal(catalog.relevance([0, 1, 2, 0], pages), np.take_along_axis(whole, pages, axis=1))
 
 
 @settings(max_examples=25, deadline=None)

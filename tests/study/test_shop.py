@@ -91,10 +91,9 @@ def test_arms_alike_are_not_told_apart(experiment):
 
 
 def test_new_shoppers_see_retrieval_alone(experiment):
-    relevance = experiment.catalog.relevance(experiment.test_rows)
     rng = np.random.default_rng(0)
     nothing, one, many = (
-        shop._behaviour(experiment.catalog, relevance, clicks, rng) for clicks in shop.HISTORY.values()
+        shop._behaviour(experiment.catalog, experiment.test_rows, clicks, rng) for clicks in shop.HISTORY.values()
     )
     assert (nothing == -1).all()
     assert (one >= 0).mean() > 0.5

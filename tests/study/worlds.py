@@ -48,7 +48,7 @@ def world(products=60, queries=25, seed=0):
                 "group": None,
             }
         ),
-        attributes=pd.DataFrame(attributes, dtype="category"),
+        stated=pd.DataFrame(attributes, dtype="category"),
         queries=pd.DataFrame(
             {
                 "query_id": [f"q{row}" for row in range(queries)],
