@@ -22,10 +22,6 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-#: milliseconds until what a test waits for counts as never coming; a machine may be busy
-PATIENCE = 90_000
-
-
 @pytest.fixture(scope="session")
 def browser():
     """A Playwright `Browser`. Without Chromium the test is skipped, or fails where MAKELIB_NEEDS_BROWSER is set."""
@@ -35,7 +31,7 @@ def browser():
         pytest.fail(reason) if os.environ.get("MAKELIB_NEEDS_BROWSER") else pytest.skip(reason)
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=explore.PATIENCE)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
         yield launched
@@ -67,7 +63,7 @@ def gated_page(browser):
                     refused.append(socket.url)
 
             context.route("**/*", gate)
-            context.set_default_timeout(PATIENCE)
+            context.set_default_timeout(explore.PATIENCE)
             page = context.new_page()
             page.on("websocket", watch)
             return page, refused

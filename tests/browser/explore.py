@@ -10,6 +10,8 @@ from playwright.sync_api import TimeoutError, expect
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "reports" / "screenshots"
+#: milliseconds until what a test waits for counts as never coming; a machine may be busy
+PATIENCE = 90_000
 
 #: names of tags outside the explorer that a page which was broken into would have more of, and attributes that act
 GUARDED = "script, style, link, iframe, object, embed, base, meta, form, a, [onerror], [onload], [onmouseover]"

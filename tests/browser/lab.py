@@ -11,7 +11,7 @@ import time
 import urllib.request
 
 import nbformat
-from explore import ROOT
+from explore import PATIENCE, ROOT
 
 #: cells off screen stay in the page, and Lab asks nobody for news
 OVERRIDES = {
@@ -109,7 +109,8 @@ def open_notebook(page, address, notebook):
 
 
 def run_all(page, address, notebook):
-    """Open a notebook in Lab and run all its cells; returns when the last one is done."""
+    """Open a notebook in Lab and run all its cells; returns when the last one is done. The page has the tests' patience."""
+    page.set_default_timeout(PATIENCE)
     open_notebook(page, address, notebook)
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
