@@ -88,21 +88,25 @@ def train(given: Namespace) -> None:
 
 
 def index(given: Namespace) -> None:
+    from makelib.data.catalog import Catalog
     from makelib.search.retriever import Retriever
     from makelib.settings import read_yaml, write_yaml
     from makelib.study.experiment import find_model
 
     folder = find_model(given.run, given.variant)
-    retriever, settings = (
-        Retriever.open(folder),
-        read_yaml(folder / "settings.yaml").replace(**{"index.kind": given.kind}),
-    )
-    retriever = retriever.indexed(settings.index)
-    built = retriever.index
-    out = given.out or folder.with_name(f"{folder.name}-{given.kind}")
+    retriever, settings, names = Retriever.open(folder), read_yaml(folder / "settings.yaml"), [folder.name]
+    if given.catalog:
+        retriever = retriever.refreshed(Catalog.open(given.catalog))
+        names.append(given.catalog.resolve().name)
+    if given.kind or not given.catalog:
+        settings = settings.replace(**{"index.kind": given.kind or "hnsw"})
+        retriever = retriever.indexed(settings.index)
+        names.append(settings.index.kind)
+    built, kind = retriever.index, retriever.index.manifest["kind"]
+    out = given.out or folder.with_name("-".join(names))
     retriever.save(out)
     write_yaml(settings, out / "settings.yaml")
-    print(f"{out}: {len(built)} products, {built.dim} dimensions, {given.kind}, {built.nbytes / 2**20:.1f} MiB")
+    print(f"{out}: {len(built)} products, {built.dim} dimensions, {kind}, {built.nbytes / 2**20:.1f} MiB")
 
 
 def search(given: Namespace) -> None:
@@ -252,11 +256,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--run", type=Path, help="run folder (default: reports/<preset>)")
 
-    sub = _add(commands, index, "index", "build another index over a trained model", trained)
-    sub.add_argument(
-        "--kind", default="hnsw", choices=("exact", "hnsw", "ivf", "ivf-pq", "milvus"), help="(default: hnsw)"
+    sub = _add(
+        commands, index, "index", "build another index over a trained model, or take products in and out", trained
     )
-    sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and the kind)")
+    kinds = ("exact", "hnsw", "ivf", "ivf-pq", "milvus")
+    sub.add_argument("--kind", choices=kinds, help="(default: hnsw; with --catalog, the one that is there)")
+    sub.add_argument(
+        "--catalog",
+        type=Path,
+        help="a newer edition: what is new or changed is encoded and put in, what is gone taken out",
+    )
+    sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and what is other)")
 
     sub = _add(commands, search, "search", "search a catalogue by text", trained)
     sub.add_argument("query", help='such as "red dress"')

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from makelib import __main__ as cli
 from makelib.data.sources.files.options import ImportOptions
+from makelib.data.tables import write_catalog
 from makelib.runtime import Stopped, UserError
 
 COMMANDS = ("data", "train", "index", "search", "evaluate", "ablate", "reproduce", "bench")
@@ -301,6 +303,22 @@ def test_train_search_index_evaluate(tmp_path, monkeypatch, capsys):
     assert all(hit["weight_title"] + hit["weight_image"] == pytest.approx(1) for hit in hits)
     assert cli.main(["index", "--run", "try", "--kind", "ivf"]) == 0
     assert f"{folder}-ivf: 300 products" in capsys.readouterr().out
+    tables = {
+        name: pd.read_parquet(
+            Path(json.loads((Path(folder) / "retriever.json").read_text())["catalogue"]) / f"{name}.parquet"
+        )
+        for name in ("products", "queries", "interactions")
+    }
+    tables["products"].loc[0, "product_id"] = "of today"
+    tables["interactions"] = tables["interactions"][tables["interactions"]["product_id"] != "p00000"]
+    write_catalog(tmp_path / "data" / "today", name="today", **tables)
+    assert cli.main(["index", "--run", folder, "--catalog", "data/today"]) == 0
+    assert f"{folder}-today: 300 products, 256 dimensions, exact" in capsys.readouterr().out
+    assert cli.main(["search", "red dress", "--run", f"{folder}-today", "-k", "300", "--json"]) == 0
+    found = {hit["product_id"] for hit in json.loads(capsys.readouterr().out)}
+    assert len(found) == 300
+    assert "of today" in found
+    assert "p00000" not in found
     assert cli.main(["evaluate", "--run", f"{folder}-ivf", "--trec", "trec"]) == 0
     assert "Recall@100" in capsys.readouterr().out
     assert (tmp_path / "trec" / "run.trec").is_file()

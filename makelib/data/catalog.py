@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -191,6 +192,19 @@ class Catalog:
                 with atomic_file(present_file) as draft:
                     np.save(draft, present)
         return np.load(pixels_file, mmap_mode="r"), np.load(present_file)
+
+    def contents(self) -> pd.Series:
+        """What a model sees of each product, title, category and photographs, as a mark that changes with it, by product id."""
+        told = self.products[["title", "category"]].fillna("").itertuples(index=False)
+        marks = []
+        for (title, category), photographs in progress(
+            zip(told, self._pixels, strict=True), description="contents", total=len(self), unit="product"
+        ):
+            mark = hashlib.blake2b(f"{title}\0{category}".encode(), digest_size=8)
+            for photograph in photographs:
+                mark.update(hashlib.blake2b(photograph or b"").digest())
+            marks.append(mark.hexdigest())
+        return pd.Series(marks, index=pd.Index(self.products["product_id"]))
 
     # -- queries and judgments ------------------------------------------------------------------------------------
 

@@ -107,7 +107,8 @@ class ProductIndex:
         return self._living
 
     def _hold(self, ids: np.ndarray) -> None:
-        self.ids, self._alive = ids, ~pd.isna(ids)
+        self.ids = self._held = ids  # by the engine; where rows are another table's, see `speak_of`, `ids` is of that
+        self._places, self._alive = None, ~pd.isna(ids)
         self._living = int(self._alive.sum())  # once, not in every search: a million flags take half a millisecond
         self.manifest = {**self.manifest, "count": len(ids)}
 
@@ -123,18 +124,31 @@ class ProductIndex:
         vectors, ids = _checked(vectors, product_ids)
         if vectors.shape[1] != self.dim:
             raise UserError(f"The index holds vectors of width {self.dim}; these have {vectors.shape[1]}.")
-        self._engine.add(vectors, ids, np.arange(len(self.ids), len(self.ids) + len(ids)))
-        kept = np.where(pd.Series(self.ids).isin(ids), None, self.ids)
+        self._engine.add(vectors, ids, np.arange(len(self._held), len(self._held) + len(ids)))
+        kept = np.where(pd.Series(self._held).isin(ids), None, self._held)
         self._hold(np.concatenate([kept, ids]))
 
     def delete(self, product_ids: Sequence[str]) -> None:
         """Products that are never found again. Raises `UserError` for an id that is not there."""
         wanted = {str(product_id) for product_id in product_ids}
-        gone = pd.Series(self.ids).isin(wanted).to_numpy()
-        if missing := wanted - set(self.ids[gone]):
+        gone = pd.Series(self._held).isin(wanted).to_numpy()
+        if missing := wanted - set(self._held[gone]):
             raise UserError(f"Product {sorted(missing)[0]!r} is not in the index, so it cannot be deleted.")
         self._engine.delete(np.flatnonzero(gone))
-        self._hold(np.where(gone, None, self.ids))
+        self._hold(np.where(gone, None, self._held))
+
+    def speak_of(self, product_ids: Sequence[str], catalogue_fingerprint: str) -> None:
+        """Rows are, until products come or go again, those of a table with these ids, in whatever order they came into the index.
+
+        Raises `UserError` where the table does not hold the very products that can be found.
+        """
+        ids = np.array([str(product_id) for product_id in product_ids], dtype=object)
+        places = pd.Index(ids).get_indexer(self._held)
+        if not (len(ids) == len(self) and np.array_equal(np.sort(places[self._alive]), np.arange(len(ids)))):
+            raise UserError(f"The index holds {len(self)} products that are not the {len(ids)} of the catalogue.")
+        self.manifest["catalogue"] = catalogue_fingerprint
+        if not np.array_equal(places, np.arange(len(ids))):
+            self.ids, self._places = ids, places
 
     @property
     def dim(self) -> int:
@@ -168,9 +182,13 @@ class ProductIndex:
             raise UserError("A query vector is not finite; did training diverge?")
         if k < 1:
             raise UserError(f"k must be at least 1, not {k}.")
-        allowed, living = self._alive, self._living  # one look: another thread may be adding products
-        allowed, count = (allowed, living) if among is None else (allowed & among, int((allowed & among).sum()))
-        return self._engine.nearest(queries, min(k, count), allowed, count, whole=count == living)
+        # one look: another thread may be adding products
+        allowed, living, places = self._alive, self._living, self._places
+        if among is not None:
+            allowed = allowed & (among if places is None else among[places])
+        count = living if among is None else int(allowed.sum())
+        rows, scores = self._engine.nearest(queries, min(k, count), allowed, count, whole=count == living)
+        return rows if places is None else places[rows], scores
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +197,7 @@ class ProductIndex:
         folder = Path(folder)
         with atomic_folder(folder) as draft:
             self._engine.save(draft)
-            pd.DataFrame({"product_id": self.ids}).to_parquet(draft / "ids.parquet", index=False)
+            pd.DataFrame({"product_id": self._held}).to_parquet(draft / "ids.parquet", index=False)
             (draft / "manifest.json").write_text(json.dumps(self.manifest, indent=2), encoding="utf-8")
         self._engine.saved(folder)
 

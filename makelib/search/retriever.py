@@ -63,6 +63,36 @@ class Retriever:
         )
         return replace(self, index=index)
 
+    def refreshed(self, catalog: Catalog) -> Retriever:
+        """The same model over a newer edition of its catalogue, nothing trained and the index not built again: products that are
+        new, or whose title, category or photographs changed, are encoded and put in; those that are gone are not found any more.
+        The index goes over to the new retriever; one of the kind `milvus`, which may be serving, stays and is built again.
+
+        Raises `UserError` where no product would stay, and for the fusion `category` where categories are not the same.
+        """
+        before, after = self.catalog.contents(), catalog.contents()
+        place = before.index.get_indexer(after.index)
+        if (place < 0).all():
+            raise UserError(f"No product of {catalog.name} is one of {self.catalog.name}; train a model of its own.")
+        known = [set(one.products["category"].dropna()) for one in (self.catalog, catalog)]
+        if self.model.config.fusion == "category" and known[0] != known[1]:
+            raise UserError(f"{catalog.name} has other categories than those that have a weight; train again.")
+        fresh = np.flatnonzero((place < 0) | (before.to_numpy()[place] != after.to_numpy()))
+        kept = {name: np.array(getattr(self.vectors, name)[place]) for name in KEPT}
+        for start in range(0, len(fresh), SHARD):
+            rows = fresh[start : start + SHARD]
+            found = encoded(self.model, catalog, rows)
+            for name in KEPT:
+                kept[name][rows] = getattr(found, name)
+        moved = replace(self, catalog=catalog, vectors=ProductVectors(**kept))
+        if self.index.manifest["kind"] == "milvus":
+            return moved.indexed(settings_module.Index(**self.index.manifest["settings"]))
+        self.index.delete(before.index.difference(after.index))
+        if len(fresh):
+            self.index.upsert(kept["embedding"][fresh], after.index[fresh])
+        self.index.speak_of(after.index, catalog.fingerprint)
+        return moved
+
     def save(self, folder: Path) -> None:
         """Model, index and product vectors into `folder`; the catalogue is named, not copied."""
         folder = Path(folder)
@@ -89,6 +119,7 @@ class Retriever:
         index = ProductIndex.load(
             folder / "index", model_fingerprint=model.fingerprint(), catalogue_fingerprint=catalog.fingerprint
         )  # fmt: skip
+        index.speak_of(catalog.products["product_id"], catalog.fingerprint)
         try:
             vectors = [np.load(folder / "products" / f"{name}.npy", mmap_mode="r") for name in KEPT]
         except (OSError, ValueError) as error:

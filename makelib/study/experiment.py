@@ -223,9 +223,7 @@ class Experiment:
                 total = sum(taken.values())
                 if total != before == bar.n:  # the estimate of the rest counts from the first step
                     bar.unpause()
-                doing = (
-                    "the workers load torch" if total == before else "indexing and judging" if total == steps else ""
-                )
+                doing = "loading torch, maps" if total == before else "indexing and judging" if total == steps else ""
                 bar.set_description(f"{what}: {doing}" if doing else what, refresh=False)
                 bar.update(total - bar.n)
                 running = ", ".join(f"{label} {count}" for label, count in taken.items() if count) or doing
