@@ -142,13 +142,12 @@ class ProductIndex:
 
         Raises `UserError` where the table does not hold the very products that can be found.
         """
-        ids = np.array([str(product_id) for product_id in product_ids], dtype=object)
-        places = pd.Index(ids).get_indexer(self._held)
-        if not (len(ids) == len(self) and np.array_equal(np.sort(places[self._alive]), np.arange(len(ids)))):
-            raise UserError(f"The index holds {len(self)} products that are not the {len(ids)} of the catalogue.")
-        self.manifest["catalogue"] = catalogue_fingerprint
-        if not np.array_equal(places, np.arange(len(ids))):
-            self.ids, self._places = ids, places
+        ids, places = pd.Series(product_ids).astype(str).to_numpy(dtype=object), None
+        if not np.array_equal(ids, self._held):
+            places = pd.Index(ids).get_indexer(self._held)
+            if not (len(ids) == len(self) and np.array_equal(np.sort(places[self._alive]), np.arange(len(ids)))):
+                raise UserError(f"The index holds {len(self)} products that are not the {len(ids)} of the catalogue.")
+        self.manifest["catalogue"], self.ids, self._places = catalogue_fingerprint, ids, places
 
     @property
     def dim(self) -> int:
