@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -200,10 +199,7 @@ class Catalog:
         for (title, category), photographs in progress(
             zip(told, self._pixels, strict=True), description="contents", total=len(self), unit="product"
         ):
-            mark = hashlib.blake2b(f"{title}\0{category}".encode(), digest_size=8)
-            for photograph in photographs:
-                mark.update(hashlib.blake2b(photograph or b"").digest())
-            marks.append(mark.hexdigest())
+            marks.append(fingerprint(title, category, *(photograph or b"" for photograph in photographs)))
         return pd.Series(marks, index=pd.Index(self.products["product_id"]))
 
     # -- queries and judgments ------------------------------------------------------------------------------------
