@@ -322,7 +322,11 @@ def _import_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--encoding", help="of CSV and JSON Lines, such as gb18030 or latin-1 (default: utf-8)")
     sub.add_argument("--limit", type=int, help="products drawn at random; 0: all")
-    sub.add_argument("--seed", type=int, help="of the draw, of generated queries and of terse sellers (default: 0)")
+    sub.add_argument(
+        "--seed",
+        type=int,
+        help="of the draw, of generated queries, terse sellers and careless photographers (default: 0)",
+    )
     sub.add_argument(
         "--images-per-product", type=int, metavar="N", help="photographs or frames kept of one (default: 8)"
     )
@@ -335,6 +339,9 @@ def _import_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--hide-words", nargs="+", metavar="WORD", help="terse sellers: titles lose these words too")
     sub.add_argument("--hide-share", type=float, metavar="SHARE", help="terse sellers: which share of titles, 0 to 1")
+    sub.add_argument(
+        "--careless", type=float, metavar="SHARE", help="which share of products gets its photographs spoiled"
+    )
     sub.add_argument("--text-columns", nargs="+", metavar="COLUMN", help="their words follow the title's")
     sub.add_argument("--text-words", type=int, metavar="N", help="of these columns at most (default: 40)")
     sub.add_argument("--fetch", action="store_true", default=None, help="fetch photographs that are https addresses")

@@ -23,8 +23,8 @@ from makelib.runtime import UserError, atomic_file, meant
 #: shares lie between 0 and 1; every other number is at least 0, and these at least what stands here
 SHARES = {
     "bazaar.title_names_visible", "bazaar.synonyms", "bazaar.no_category", "bazaar.wrong_clicks", "bazaar.missing_title",
-    "bazaar.missing_image", "bazaar.duplicates", "bazaar.cold", "files.hide_share", "model.dropout",
-    "model.summary_dropout", "keywords.keyword_dropout", "keywords.keyword_queries", "training.warmup", "training.modality_dropout",
+    "bazaar.missing_image", "bazaar.duplicates", "bazaar.cold", "files.hide_share", "files.careless",
+    "model.dropout", "model.summary_dropout", "keywords.keyword_dropout", "keywords.keyword_queries", "training.warmup", "training.modality_dropout",
     "training.word_dropout", "evaluation.alpha",
 }  # fmt: skip
 AT_LEAST = {
@@ -84,6 +84,8 @@ class Files:
     seed: int = 0
     #: share of titles that lose their colour and pattern words (terse sellers) where most titles name the colour
     hide_share: float = 0.7
+    #: share of products whose photographs are spoiled (careless photographers), an experiment that nobody gets unasked
+    careless: float = 0.0
 
 
 @dataclass(frozen=True)

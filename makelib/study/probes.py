@@ -142,15 +142,12 @@ def _effects(retriever: Retriever) -> dict[str, tuple[int, np.ndarray, np.ndarra
     weights, effects = modal_weights(retriever), {}
     both = weights[weights["has_title"] & weights["has_image"]]
     if "led" in both and both["led"].nunique() > 1:
-        means, shares = both.groupby("led")["weight_image"].mean(), both["led"].value_counts(normalize=True)
-        side = np.where(both["led"] == "image", 1, -1)
-        off = side * (both["weight_image"] - both["led"].map(means)) / both["led"].map(shares)  # mean 0
-        gap = means["image"] - means["title"]
-        effects["the image weighs more in image-led categories"] = (
-            1,
-            gap + off.to_numpy(),
-            both["category"].to_numpy(),
-        )
+        claim = "the image weighs more in image-led categories"
+        effects[claim] = (1, _gap(both["weight_image"], both["led"] == "image"), both["category"].to_numpy())
+    if "careless" in both and both["careless"].eq("").nunique() > 1:
+        claim = "within its category a careless photograph weighs less"
+        apart = both["weight_image"] - both.groupby("category")["weight_image"].transform("mean")
+        effects[claim] = (-1, _gap(apart, both["careless"] != ""), both["category"].to_numpy())
 
     def change(table: pd.DataFrame, step: str) -> tuple[np.ndarray, np.ndarray]:
         steps = table.pivot(index="row", columns=step, values="weight_image")
@@ -163,6 +160,13 @@ def _effects(retriever: Retriever) -> dict[str, tuple[int, np.ndarray, np.ndarra
         wrong = "wrong words are stuffed into titles" if can_read(retriever.catalog) else "titles get words of others"
         effects[f"it rises as {wrong}"] = (1, *change(stuff_titles(retriever, (0, 6)), "words"))
     return effects
+
+
+def _gap(values: pd.Series, there: pd.Series) -> np.ndarray:
+    """The mean of values `there` minus that of the others, as the mean of (P,), a product each."""
+    means, shares = values.groupby(there).mean(), there.value_counts(normalize=True)
+    off = np.where(there, 1, -1) * (values - there.map(means)) / there.map(shares)  # mean 0
+    return (means[True] - means[False] + off).to_numpy()
 
 
 def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: Settings) -> pd.DataFrame:
@@ -271,8 +275,9 @@ def _sample(retriever: Retriever, products: int) -> tuple[np.ndarray, np.ndarray
     every call."""
     table = modal_weights(retriever)
     good = table["has_title"] & table["has_image"]
-    if "image_kind" in table:
-        good &= (table["image_kind"] == "clean") & (table["title_kind"] == "clean")
+    for column, kind in {"image_kind": "clean", "title_kind": "clean", "careless": ""}.items():
+        if column in table:
+            good &= table[column] == kind
     rows = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(good))[:products])
     shown, _, _ = pictures(retriever.catalog, retriever.model)
     return rows, shown[rows], retriever.catalog.products["title"].iloc[rows].tolist()

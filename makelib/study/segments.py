@@ -26,8 +26,8 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
     - `asked visual`, `asked textual`, `asked mixed`: kinds (`catalog.info["attribute_kinds"]`) of the constraints; the
       product type counts for neither side, so a query for a type alone is in none.
     - `clean titles`, `stuffed titles`: by `catalog.truth["stuffed_words"]` per fully relevant product, up to and above
-      its median over the queries.
-
+      its median over the queries; `careful photographs`, `careless photographs`: the same of products whose photographs the import
+      spoiled (`catalog.truth["careless"]`).
     - `asks hidden <column>`, `asks told <column>`: queries for a value of a column that terse sellers leave out of titles
       (`catalog.truth["title_names_<column>"]`), by whether less than half of the fully relevant titles tell it.
 
@@ -35,7 +35,7 @@ def segments(catalog: Catalog, query_rows: np.ndarray) -> pd.DataFrame:
     """
     asked = _Asked(catalog, np.asarray(query_rows, dtype=np.int64))
     columns = {"all": np.ones(len(asked.texts), dtype=bool)}
-    for kind in (_led, _lengths, _clicked, _users, _constrained, _stuffed, _hidden):
+    for kind in (_led, _lengths, _clicked, _users, _constrained, _disturbed, _hidden):
         columns |= kind(asked)
     ids = catalog.queries["query_id"].to_numpy()[query_rows]
     table = pd.DataFrame(columns, index=pd.Index(ids, name="query_id"))
@@ -120,12 +120,18 @@ def _constrained(asked: _Asked) -> dict[str, np.ndarray]:
     return {"asked visual": visual & ~textual, "asked textual": textual & ~visual, "asked mixed": visual & textual}
 
 
-def _stuffed(asked: _Asked) -> dict[str, np.ndarray]:
-    truth = asked.catalog.truth
-    if truth is None or "stuffed_words" not in truth or not len(asked.position):
+def _disturbed(asked: _Asked) -> dict[str, np.ndarray]:
+    truth, columns = asked.catalog.truth, {}
+    if truth is None or not len(asked.position):
         return {}
-    stuffed = asked.mean(truth["stuffed_words"].to_numpy(np.float64))
-    return {"clean titles": stuffed <= np.nanmedian(stuffed), "stuffed titles": stuffed > np.nanmedian(stuffed)}
+    disturbed = {("clean titles", "stuffed titles"): truth.get("stuffed_words")}
+    if "careless" in truth and (truth["careless"] != "").any():
+        disturbed["careful photographs", "careless photographs"] = truth["careless"] != ""
+    for (less, more), values in disturbed.items():
+        if values is not None:
+            share = asked.mean(values.to_numpy(np.float64))
+            columns |= {less: share <= np.nanmedian(share), more: share > np.nanmedian(share)}
+    return columns
 
 
 def _hidden(asked: _Asked) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 Metrics per query; segments and cells; baselines; TREC files that other tools read back.
 """
 
+import dataclasses
 import math
 
 import hypothesis
@@ -181,6 +182,17 @@ def test_segments_worked_out_by_hand(tiny_catalog):
         "stuffed titles": ["t1"],
     }
     assert table.dtypes.eq(bool).all()
+
+
+def test_segments_by_careless_photographs(tiny_catalog):
+    rows = tiny_catalog.query_rows("test")
+    position, product = positives(tiny_catalog, rows)
+    spoiled = np.where(np.isin(np.arange(len(tiny_catalog)), product[position == 1]), "blurred", "")
+    catalog = dataclasses.replace(tiny_catalog, truth=tiny_catalog.truth.assign(careless=spoiled))
+    table, without = segments(catalog, rows), segments(tiny_catalog, rows)
+    assert set(table) - set(without) == {"careful photographs", "careless photographs"}
+    share = [np.mean(spoiled[product[position == query]] != "") for query in range(len(rows)) if query in position]
+    assert table["careless photographs"].tolist()[: len(share)] == (np.array(share) > np.median(share)).tolist()
 
 
 def test_unseen_products_and_unspaced_scripts():

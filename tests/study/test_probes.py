@@ -1,5 +1,6 @@
 """Questions to a model: each table on a small untrained one, and the direction tests on numbers made by hand."""
 
+import copy
 import dataclasses
 import re
 import types
@@ -169,6 +170,31 @@ def test_directions_hold_where_they_were_planted_and_a_control_fails(retriever):
     # as much as four steps bring is not enough
     assert set(probes.directions(good, good).set_index("claim")["holds"][claims]) == {"no"}
     assert table["within image-led categories it follows true reliability"] == "–"
+
+
+def test_weights_that_follow_careless_photographers_are_seen_to(retriever):
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(["", "", "blurred", "replaced"], len(retriever.catalog))
+    catalog = copy.copy(retriever.catalog)
+    object.__setattr__(catalog, "truth", catalog.truth.assign(careless=kinds))
+    found = []
+    for seed, less in ((0, 0.1), (10, 0.0), (20, 0.1)):
+        model = planted(retriever, seed)
+        weights = model.vectors.weights - np.where(kinds != "", less, 0)[:, None] * [-1, 1]
+        found.append(
+            types.SimpleNamespace(
+                **vars(model) | {"catalog": catalog, "vectors": types.SimpleNamespace(weights=weights)}
+            )
+        )
+    claim = "within its category a careless photograph weighs less"
+    good, control, alike = found
+    rows = [
+        probes.directions([one], [other]).set_index("claim").loc[claim]
+        for one, other in ((good, control), (alike, good))
+    ]
+    assert [row["holds"] for row in rows] == ["yes", "no"]
+    assert float(rows[0]["effect"].split()[0]) == pytest.approx(-0.1, abs=0.02)
+    assert len(probes.spoil_images(good, "blur", (0,), products=10**6)) < (kinds == "").sum() + 1
 
 
 def test_wrong_words_are_wrong_and_one_seed_speaks_of_products(retriever, monkeypatch):

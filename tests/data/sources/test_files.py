@@ -5,7 +5,7 @@
 - what is kept is kept as it came: titles letter by letter, photographs byte by byte
 - an import that is killed leaves the old catalogue whole
 - generated queries: truth from the labels, no intent and no string in two splits, cold products without training clicks
-- terse sellers hide what they should, from whom they should, and nothing else
+- terse sellers hide what they should, from whom they should, and nothing else; careless photographers likewise
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from PIL import Image
 
 from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog
-from makelib.data.sources.files import labels, terse
+from makelib.data.sources.files import careless, labels, terse
 from makelib.data.sources.files.health import health_report
 from makelib.data.sources.files.importer import default_options, import_catalog, import_folder
 from makelib.data.sources.files.options import ImportOptions, read_options
@@ -207,6 +207,7 @@ def test_catalogue_yaml_is_read_and_flags_win(folder, tmp_path):
         (lambda f: (f / "catalogue.yaml").write_text("hide_columns: [tint]\n"), "no column 'tint'"),
         (lambda f: (f / "catalogue.yaml").write_text("query_columns: [brand]\n"), "'brand' is no label"),
         (lambda f: (f / "catalogue.yaml").write_text("hide_share: 70\n"), "hide_share is a share"),
+        (lambda f: (f / "catalogue.yaml").write_text("careless: 30\n"), "careless is a share"),
         (
             lambda f: (f / "catalogue.yaml").write_text("attribute_kinds: {base_colour: seen}\n"),
             "use type, visual or textual",
@@ -976,6 +977,71 @@ def test_terse_sellers(folder, tmp_path):
     fewer = import_catalog(folder, tmp_path / "fewer", ImportOptions(**{**vars(options), "limit": 40}))
     same = dict(zip(catalog.products["product_id"], is_terse, strict=True))
     assert [same[key] for key in fewer.products["product_id"]] == fewer.truth["terse"].tolist()
+
+
+def test_careless_photographers(folder, tmp_path):
+    several = pd.read_csv(folder / "products.csv")
+    several["image"] += "|images/p0.jpg"
+    several.loc[0, "image"] = None  # whoever has no photograph has none that could be spoiled
+    several.to_csv(folder / "products.csv", index=False)
+    (folder / "images" / "p0.jpg").write_bytes(jpeg("white", (20, 20)))
+    options = small(careless=0.6)
+    clean, spoiled = (import_catalog(folder, tmp_path / n, o) for n, o in (("clean", small()), ("spoiled", options)))
+    kinds = spoiled.truth["careless"].to_numpy()
+    assert set(clean.truth["careless"]) == {""}
+    assert kinds[0] == ""
+    assert set(kinds) == {"", *careless.KINDS}
+    assert spoiled.info["notes"][0].startswith("GENERATED QUERIES")
+    said = next(note for note in spoiled.info["notes"] if note.startswith("CARELESS PHOTOGRAPHERS"))
+    assert said.startswith(f"CARELESS PHOTOGRAPHERS: {(kinds != '').sum()} of 59 products")
+    assert f"{(kinds == 'blurred').sum()} blurred" in said
+    before, after = (pq.read_table(c.folder / "products.parquet")["image"].to_pylist() for c in (clean, spoiled))
+    shown = {cell["bytes"]: row for row, cell in enumerate(before) if cell}
+    for row, kind in enumerate(kinds):
+        if not kind:
+            assert before[row] == after[row]
+        elif kind == "replaced":
+            other = shown[after[row]["bytes"]]
+            assert clean.products["category"][other] == clean.products["category"][row]
+            assert clean.products["group"][other] != clean.products["group"][row]
+        else:
+            assert after[row]["bytes"] not in shown
+    further = pq.read_table(spoiled.folder / "products.parquet")["images"].to_pylist()
+    assert [len(cell) for cell in further] == [0 if k == "replaced" else 1 for k in ["replaced", *kinds[1:]]]
+    pd.testing.assert_frame_equal(
+        clean.products[["product_id", "title", "group"]], spoiled.products[["product_id", "title", "group"]]
+    )
+    fewer = import_catalog(folder, tmp_path / "fewer", ImportOptions(**{**vars(options), "limit": 40}))
+    same = dict(zip(spoiled.products["product_id"], kinds, strict=True))
+    assert [same[key] for key in fewer.products["product_id"]] == fewer.truth["careless"].tolist()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_every_mode_of_photograph_can_be_spoiled(mode):
+    suffix = "JPEG" if mode in ("L", "CMYK") else "PNG"
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8)).convert(mode)
+    kinds = np.array(careless.KINDS[:3], dtype=object)
+    parts = [[[encoded(image, suffix)]] * 2, [[encoded(image, suffix)]]]
+    found = [photo for part in careless.spoiled(parts, ["a", "b", "c"], kinds, lambda row: b"") for (photo,) in part]
+    blurred, marked, covered = (np.asarray(Image.open(io.BytesIO(photo)), float) for photo in found)
+    assert {photo.shape for photo in (blurred, marked, covered)} == {(40, 30, 3)}
+    assert blurred.std() < 0.2 * np.asarray(image.convert("RGB")).std()
+    assert marked[14:18, 2:28].std(axis=(0, 1)).max() < 12  # one colour, but for what JPEG makes of it
+    assert covered[8:32, 6:24].std() < 12
+
+
+def test_careless_photographers_are_uneven_and_as_many_as_asked_for():
+    ids, types, brands = [
+        [f"{name}{i % n}" for i in range(40_000)] for name, n in (("p", 40_000), ("t", 40), ("b", 41))
+    ]
+    kinds = careless.drawn(ids, types, brands, 0.3, seed=1)
+    assert (kinds != "").mean() == pytest.approx(0.3, abs=0.05)
+    shares = pd.Series(kinds != "").groupby(types).mean()
+    assert 0.1 < shares.min() < 0.2
+    assert 0.4 < shares.max() < 0.5
+    assert pd.Series(kinds[kinds != ""]).value_counts(normalize=True).between(0.23, 0.27).all()
+    assert (careless.drawn(ids, types, brands, 0.0, seed=1) == "").all()
 
 
 def test_default_options_hide_only_where_titles_tell_all(folder):

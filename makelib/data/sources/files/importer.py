@@ -25,7 +25,7 @@ import pyarrow as pa
 from makelib import settings
 from makelib.data.catalog import PRODUCTS, Catalog
 from makelib.data.sources import fetch as fetching
-from makelib.data.sources.files import labels, terse
+from makelib.data.sources.files import careless, labels, terse
 from makelib.data.sources.files.asked import asked_by_people, generated
 from makelib.data.sources.files.cells import is_address
 from makelib.data.sources.files.health import duplicate_health, lost, title_health, unfetched, warnings_of
@@ -49,7 +49,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
 
     Beside the tables lie `quarantine.csv` (`table, row, product_id, file, reason, action`; rows count from 1 after the
     header), `health.json` (see `health_report`), `askers.csv` where users are told (see `asked.known_users`) and
-    `truth.parquet`: `terse`, whether the title lost words,
+    `truth.parquet`: `terse`, whether the title lost words, `careless`, how the photographs were spoiled ("": they were not),
     `title_names_<column>`, whether the title still names the product's own value; `cold` where clicks are generated.
     Memory grows by about a kilobyte a product, for its row, and not with the photographs.
 
@@ -69,6 +69,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
             frame, keep, notes = split_attributes(rows, options)
             titles, truth, hidden = _hide(rows, frame, keep, options, notes)
             groups, placeholders = labels.duplicate_groups(rows.titles, seen.digests)
+            truth["careless"], photos = _spoil(rows, frame, seen, groups, options, notes)
             accounts, summary, askers = {}, {}, {}
             if any(tables_of(folder, options.encoding)):
                 queries, interactions, accounts, askers = asked_by_people(
@@ -97,7 +98,7 @@ def import_catalog(folder: Path, out: Path, options: ImportOptions | None = None
         return write_catalog(
             out,
             name=options.name or folder.resolve().name,
-            products=_product_tables(rows, titles, frame, groups, seen.photos.parts(seen.counts, seen.whole)),
+            products=_product_tables(rows, titles, frame, groups, photos),
             queries=queries,
             interactions=interactions,
             truth=truth,
@@ -153,6 +154,13 @@ class _Seen:
     kept: np.ndarray
     told: dict[str, int]
     notices: list[str]
+
+    def first(self, product: int) -> bytes:
+        """The first photograph of a product that has one; `product` counts those that are `whole`."""
+        row = np.flatnonzero(self.whole)[product]
+        start = int(self.counts[:row].sum())
+        cells = range(start, start + int(self.counts[row]))
+        return self.photos[next(cell for cell in cells if self.photos.digests[cell])]
 
     def health(self, quarantine: Quarantine, most: int) -> dict[str, Any]:
         """Photographs named = read (present + further) + dropped, each with its reason, + beyond `most` of a product."""
@@ -284,6 +292,36 @@ def _hide(
     return titles, pd.DataFrame({"terse": is_terse} | {f"title_names_{c}": after[c] for c in seen}), hidden
 
 
+def _spoil(
+    rows: ProductRows, frame: pd.DataFrame, seen: _Seen, groups: np.ndarray, options: ImportOptions, notes: list[str]
+) -> tuple[np.ndarray, Iterator[list[list[bytes]]]]:
+    """How careless photographers spoiled each product's photographs, and all photographs as they then are."""
+    parts = seen.photos.parts(seen.counts, seen.whole)
+    if not options.careless:
+        return np.full(len(rows.ids), "", dtype=object), parts
+    types, brands = (
+        frame[name].tolist() if name in frame else [""] * len(rows.ids) for name in (rows.category, "brand")
+    )
+    kinds = careless.drawn(rows.ids, types, brands, options.careless, options.seed)
+    kinds[seen.kept == 0] = ""
+    others = careless.strangers(kinds, types, groups, seen.kept > 0, options.seed)
+    kinds[(kinds == "replaced") & (others < 0)] = "covered"
+    shares = (
+        pd.Series(kinds != "")[seen.kept > 0]
+        .groupby(np.array(types, dtype=object)[seen.kept > 0])
+        .agg(["mean", "size"])
+    )
+    shares = shares["mean"][shares["size"] >= 50]
+    uneven = f", by category from {shares.min():.0%} to {shares.max():.0%}" if len(shares) > 1 else ""
+    counts = ", ".join(f"{(kinds == kind).sum():,} {kind}" for kind in careless.KINDS)
+    notes.insert(
+        0,
+        f"CARELESS PHOTOGRAPHERS: {(kinds != '').sum():,} of {(seen.kept > 0).sum():,} products with photographs (drawn with seed "
+        f"{options.seed}) had them spoiled by this program: {counts} (by one of another product of the type){uneven}.",
+    )
+    return kinds, careless.spoiled(parts, rows.ids, kinds, lambda row: seen.first(int(others[row])))
+
+
 def _product_tables(
     rows: ProductRows, titles: list[str], frame: pd.DataFrame, groups: np.ndarray, photos: Iterator[list[list[bytes]]]
 ) -> Iterator[pa.Table]:
@@ -362,7 +400,7 @@ def default_options(folder: Path, files: settings.Files | None = None) -> Import
     """
     files = files or settings.Files()
     options, said = read_options(folder), set(stated(folder))
-    changes = {key: getattr(files, key) for key in {"limit", "queries", "clicks", "seed"} - said}
+    changes = {key: getattr(files, key) for key in {"limit", "queries", "clicks", "seed", "careless"} - said}
     if (
         files.hide_share
         and not said & {"hide_share", "hide_columns", "hide_words"}

@@ -100,6 +100,8 @@ class ImportOptions:
     hide_columns: tuple[str, ...] = ()
     hide_words: tuple[str, ...] = ()
     hide_share: float = 0.0
+    #: careless photographers: a share of the products has its photographs blurred, marked, covered or replaced
+    careless: float = 0.0
     #: grades of labels in words beside those that are known (`judged.GRADES`), {"so so": 0.4}; and of logs: the grade of a
     #: pair by its strongest event (clicks 0.3, carts 0.6, purchases 1.0 unless stated here), whether
     #: position bias is taken out of clicks, and what the splits keep apart: intents, or time
@@ -138,7 +140,7 @@ def read_options(folder: Path, **given: Any) -> ImportOptions:
         raise UserError(f"Import options of {folder}: {error}. Known: {known}.") from None
     if options.images_per_product < 1:
         raise UserError(f"images_per_product must be at least 1, not {options.images_per_product}.")
-    for name in ("hide_share", "wrong_clicks", "cold", "warn_share"):
+    for name in ("hide_share", "careless", "wrong_clicks", "cold", "warn_share"):
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
     known = {**PRODUCT_COLUMNS, **QUERY_COLUMNS, **INTERACTION_COLUMNS}

@@ -100,6 +100,13 @@ class Photos:
         if part:
             yield part
 
+    def __getitem__(self, cell: int) -> bytes:
+        return self._mapped[cell].as_py()
+
+    @functools.cached_property
+    def _mapped(self) -> pa.ChunkedArray:
+        return pa.ipc.open_stream(pa.memory_map(str(self._spool))).read_all().column(0)
+
     def _each(self) -> Iterator[bytes | None]:
         with pa.OSFile(str(self._spool), "rb") as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
