@@ -352,7 +352,9 @@ def cells_of_column(column: pd.Series) -> list:
 
 
 def rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
-    rows = pd.Index(table_ids).get_indexer(pd.Index(ids))
+    # Arrow's table of hashes: pandas makes Python strings of a million ids first
+    rows = pc.fill_null(pc.index_in(pa.array(ids, pa.large_string()), pa.array(table_ids, pa.large_string())), -1)
+    rows = rows.to_numpy(zero_copy_only=False)
     if (rows < 0).any():
         missing = ids.to_numpy()[rows < 0][0]
         raise UserError(

@@ -17,7 +17,7 @@ from makelib.data.tokens import tokenizer_for
 from makelib.model.make import MakeModel
 from makelib.search.retriever import Retriever
 from makelib.settings import preset
-from makelib.study import probes
+from makelib.study import bounds, probes
 from makelib.study.bounds import oracle_run
 from makelib.study.metrics import evaluate
 from makelib.workbook import notebook, plots
@@ -71,7 +71,7 @@ def test_false_negative_rules_are_judged_by_the_truth(retriever):
     assert table.loc["oracle", "recall"] > 0.9  # the cap of half a row may cost a pair
 
 
-def test_the_oracle_finds_weights_that_were_planted(retriever):
+def test_the_oracle_finds_weights_that_were_planted(retriever, monkeypatch):
     """Streams of which, by kind of title, one answers and the other is noise: only the right weights rank well."""
     catalog, rng = retriever.catalog, np.random.default_rng(0)
     rows = catalog.query_rows("test")
@@ -88,6 +88,12 @@ def test_the_oracle_finds_weights_that_were_planted(retriever):
     best, _ = oracle_run(planted, rows, 100)
     scores = [evaluate(catalog, rows, found)["Rel@10"].mean() for found in (mean, best)]
     assert scores[1] > scores[0] + 0.05
+    monkeypatch.setattr(bounds, "SHARD", 7)
+    monkeypatch.setattr(bounds, "PAIRS", 1000)
+    np.testing.assert_array_equal(oracle_run(planted, rows, 100)[0], best)  # a larger catalogue is gone through in pieces
+    monkeypatch.setattr(bounds, "FITTED", 120)
+    part, _ = oracle_run(planted, rows, 100)
+    assert evaluate(catalog, rows, part)["Rel@10"].mean() > scores[0] + 0.05
 
 
 def test_a_frozen_tower_looks_only_at_spoiled_photographs(retriever, monkeypatch):
