@@ -90,7 +90,9 @@ def test_the_oracle_finds_weights_that_were_planted(retriever, monkeypatch):
     assert scores[1] > scores[0] + 0.05
     monkeypatch.setattr(bounds, "SHARD", 7)
     monkeypatch.setattr(bounds, "PAIRS", 1000)
-    np.testing.assert_array_equal(oracle_run(planted, rows, 100)[0], best)  # a larger catalogue is gone through in pieces
+    np.testing.assert_array_equal(
+        oracle_run(planted, rows, 100)[0], best
+    )  # a larger catalogue is gone through in pieces
     monkeypatch.setattr(bounds, "FITTED", 120)
     part, _ = oracle_run(planted, rows, 100)
     assert evaluate(catalog, rows, part)["Rel@10"].mean() > scores[0] + 0.05
