@@ -30,8 +30,8 @@ from makelib.settings import Settings
 STAGES = ("pretrain", "finetune")
 #: products encoded at a time, so that a catalogue of any size takes the same memory; also what a kill costs at most
 SHARD = 16384
-#: rows of the masks made at once, so that memory grows with the batch, not with its square
-BLOCK = 512
+#: pairs of the masks made at once, so that memory grows with the batch, not with its square
+BLOCK = 2**20
 
 
 class Batch(NamedTuple):
@@ -145,11 +145,11 @@ class Batches:
     def _masks(
         self, queries: np.ndarray, products: np.ndarray, rows: slice, asked: sp.csr_matrix | None
     ) -> Iterator[Masks]:
-        """The same for some rows of the batch, `BLOCK` at a time, where `asked` stands for the queries that it replaces."""
+        """The same for some rows of the batch, `BLOCK` pairs at a time, where `asked` stands for the queries that it replaces."""
         decide = getattr(self.false_negatives, self.settings.keywords.false_negatives)
         begin, end, _ = rows.indices(len(queries))
-        for at in range(begin, end, BLOCK):
-            block = slice(at, min(at + BLOCK, end))
+        for at in range(begin, end, size := max(1, BLOCK // len(queries))):
+            block = slice(at, min(at + size, end))
             masks = decide(queries, products, block)
             if asked is not None:
                 self.false_negatives.replace(masks, asked, products, block)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from makelib.model.training import Run
 
 #: pairs of a query and a product whose losses are computed at once
-PAIRS = 2**20
+PAIRS = 2**18
 
 
 def check(model: MakeModel) -> None:
