@@ -10,10 +10,12 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from makelib.study.experiment import Experiment
+from makelib.workbook import notebook
 from makelib.workbook.reports.pack import pack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +68,18 @@ def test_packed_it_opens_elsewhere_and_names_no_folder_of_this_machine(run, tmp_
         lacking = [name for name in asked if not (there / urllib.parse.unquote(name)).exists()]
         assert not lacking, f"{page.name} asks for {lacking}"
     assert len(list((there / "figures").glob("*.svg"))) > 8
+
+
+def test_pages_of_searches_are_chosen_by_rule_and_not_by_eye(run, monkeypatch):
+    assert (run / "figures" / "4 Pages of searches, titles and MAKE.svg").is_file()
+    chosen: list[int] = []
+    monkeypatch.setattr(notebook, "_pages", lambda catalog, retrievers, rows, title, k: chosen.extend(rows))
+    experiment = Experiment.reopen(run)
+    notebook.lost_and_won(experiment, "make", "full", "title")
+    scores = experiment.per_query("make", ("full", "title"))
+    apart = (scores["full"][0]["Rel@10"] - scores["title"][0]["Rel@10"]).to_numpy()
+    found = apart[np.searchsorted(experiment.test_rows, chosen)]
+    np.testing.assert_allclose(found, np.quantile(apart, [0.05, 0.25, 0.5, 0.75, 0.95], method="nearest"))
 
 
 def test_the_summary_keeps_its_contract(summary):
