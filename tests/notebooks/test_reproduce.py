@@ -40,10 +40,10 @@ def summary(run):
 
 
 def test_every_notebook_ran_and_has_its_page(run, summary):
-    assert [notebook["status"] for notebook in summary["notebooks"]] == ["ok"] * 7
-    for notebook in summary["notebooks"]:
-        assert (run / notebook["html"]).stat().st_size > 20_000
-        assert notebook["html"] in (run / "index.html").read_text()
+    assert [chapter["status"] for chapter in summary["notebooks"]] == ["ok"] * 7
+    for chapter in summary["notebooks"]:
+        assert (run / chapter["html"]).stat().st_size > 20_000
+        assert chapter["html"] in (run / "index.html").read_text()
 
 
 def test_pages_need_no_network_and_show_no_errors_or_leftovers(run):
