@@ -78,7 +78,8 @@ def simulate(
         raise UserError(why)
     rng = np.random.default_rng(seed)
     queries, intents, catalog = experiment.test_rows, _intents(experiment), experiment.catalog
-    behaviour = {group: _behaviour(catalog, queries, clicks, rng) for group, clicks in HISTORY.items()}
+    after = _categories_asked(catalog, queries)
+    behaviour = {group: _behaviour(catalog, after, clicks, rng) for group, clicks in HISTORY.items()}
     found = {
         (variant, number): _hits(experiment, study, variant, number)
         for variant in variants
@@ -246,28 +247,44 @@ def _contrasts(
     return rows
 
 
-def _behaviour(catalog: Catalog, queries: np.ndarray, clicks: int, rng: np.random.Generator) -> np.ndarray:
+def _categories_asked(catalog: Catalog, queries: np.ndarray) -> np.ndarray:
+    """The category (by `_category_of`) that most of what a query is after has, int64 (Q,)."""
+    category = _category_of(catalog)
+    after = []
+    for _, part in relevance_in_parts(catalog, queries):
+        for values in part:
+            wanted = category[values >= min(FULL, values.max())]
+            after.append(np.bincount(wanted[wanted >= 0], minlength=1).argmax())
+    return np.array(after, np.int64)
+
+
+def _category_of(catalog: Catalog) -> np.ndarray:
+    return pd.factorize(catalog.products["category"])[0]
+
+
+def _behaviour(catalog: Catalog, after: np.ndarray, clicks: int, rng: np.random.Generator) -> np.ndarray:
     """What the behaviour channel shows (Q, PLACES // 2): products that others clicked together with a shopper's `clicks` earlier
-    ones, which were in the category that the query is after; -1 where it finds nothing."""
-    shown = np.full((len(queries), PLACES // 2), -1, np.int64)
+    ones, which were in the category that the query is `after` (Q,); -1 where it finds nothing."""
+    shown = np.full((len(after), PLACES // 2), -1, np.int64)
     asked, products = catalog.clicks("train")
     if not clicks or not len(products):
         return shown
     table = sp.csr_matrix((np.ones(len(asked)), (asked, products)), shape=(len(catalog.queries), len(catalog)))
     together = (table.T @ table).tocsr()  # (N, N)
-    category = pd.factorize(catalog.products["category"])[0]
     popularity = np.bincount(products, minlength=len(catalog)).astype(float)
-    values_of = (values for _, part in relevance_in_parts(catalog, queries) for values in part)
-    for query, values in enumerate(values_of):
-        wanted = category[values >= min(FULL, values.max())]
-        among = np.flatnonzero((category == np.bincount(wanted[wanted >= 0], minlength=1).argmax()) & (popularity > 0))
-        if not len(among):
+    clicked = np.flatnonzero(popularity)
+    of_category = pd.Series(clicked).groupby(_category_of(catalog)[clicked]).indices
+    for query, category in enumerate(after.tolist()):
+        if category not in of_category:
             continue
+        among = clicked[of_category[category]]
         chosen = rng.choice(among, clicks, p=popularity[among] / popularity[among].sum())
-        scores = np.asarray(together[chosen].sum(axis=0)).ravel()
-        scores[chosen] = 0  # it was bought, or was not wanted
+        beside = together[chosen]
+        others, place = np.unique(beside.indices, return_inverse=True)
+        scores = np.bincount(place, weights=beside.data)
+        scores[np.isin(others, chosen)] = 0  # it was bought, or was not wanted
         best = np.argsort(-scores, kind="stable")[: shown.shape[1]]
-        shown[query] = np.where(scores[best] > 0, best, -1)
+        shown[query, : len(best)] = np.where(scores[best] > 0, others[best], -1)
     return shown
 
 

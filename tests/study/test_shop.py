@@ -4,6 +4,7 @@ import json
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from makelib.runtime import UserError
@@ -91,13 +92,22 @@ def test_arms_alike_are_not_told_apart(experiment):
 
 
 def test_new_shoppers_see_retrieval_alone(experiment):
-    rng = np.random.default_rng(0)
-    nothing, one, many = (
-        shop._behaviour(experiment.catalog, experiment.test_rows, clicks, rng) for clicks in shop.HISTORY.values()
-    )
+    rng, catalog, queries = np.random.default_rng(0), experiment.catalog, experiment.test_rows
+    after = shop._categories_asked(catalog, queries)
+    nothing, one, many = (shop._behaviour(catalog, after, clicks, rng) for clicks in shop.HISTORY.values())
     assert (nothing == -1).all()
     assert (one >= 0).mean() > 0.5
     assert (many >= 0).mean() > 0.5
+    clicks = pd.DataFrame(dict(zip(("query", "product"), catalog.clicks("train"), strict=True)))
+    together = clicks.merge(clicks, on="query")[["product_x", "product_y"]].drop_duplicates()
+    category = pd.factorize(catalog.products["category"])[0]
+    linked = together.assign(of=category[together["product_x"]]).groupby("of")["product_y"].agg(set)
+    for query, row in zip(after, many, strict=True):
+        assert set(row[row >= 0]) <= linked[query]  # clicked beside something of the category that is asked for
+    judged = catalog.relevance(queries) >= 1
+    for query in range(0, len(queries), 10):
+        counts = pd.Series(category[judged[query]]).value_counts()
+        assert counts.get(after[query], 0) == counts.max()
 
 
 def test_what_cannot_be_simulated_is_said(experiment, monkeypatch):
