@@ -27,6 +27,8 @@ from makelib.study.metrics import evaluate
 #: single queries per latency
 QUERIES = 200
 KINDS = ("exact", "hnsw", "ivf", "ivf-pq")
+#: vectors above which `hnsw`, built on one thread, would cost the reader a quarter of an hour
+MOST_HNSW = 200_000
 
 
 def bench(settings: Settings, out: Path) -> pd.DataFrame:
@@ -135,8 +137,12 @@ def search(retriever: Retriever, sizes: Sequence[int], queries: int = QUERIES, k
 
 
 def _where_enough(vectors: np.ndarray, ids: Sequence[str], settings: settings_module.Index) -> ProductIndex | None:
-    """The index to measure, or None and a line where its kind needs more vectors than there are."""
+    """The index to measure, or None and a line where its kind needs more vectors than there are, or takes too long to build."""
     try:
+        if settings.kind == "hnsw" and len(vectors) > MOST_HNSW:
+            raise UserError(
+                f"one thread would build it from {len(vectors):,} vectors for many minutes; ivf is its rival there."
+            )
         return ProductIndex.build(vectors, ids, settings, model_fingerprint="bench", catalogue_fingerprint="bench")
     except UserError as error:
         print(f"{settings.kind} is left out: {error}")

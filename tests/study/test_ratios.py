@@ -3,13 +3,15 @@
 import json
 import re
 import sys
+import types
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from makelib.runtime import UserError
 from makelib.settings import preset
-from makelib.study import ratios
+from makelib.study import bench, ratios
 from makelib.workbook.reports.bench import page
 
 
@@ -53,3 +55,17 @@ def test_a_missing_peer_is_said_before_anything_is_timed(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match=r"pip install '\.\[peers\]'"):
         ratios.training(None, preset("smoke"))
+
+
+def test_a_kind_that_one_thread_would_build_for_ever_is_left_out_and_said(monkeypatch, capsys):
+    vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    model = types.SimpleNamespace(encode_queries=lambda texts: vectors[: len(texts)])
+    catalog = types.SimpleNamespace(queries=pd.DataFrame({"query": ["a", "b"]}))
+    parts = types.SimpleNamespace(embedding=vectors)
+    retriever = types.SimpleNamespace(model=model, catalog=catalog, vectors=parts)
+    monkeypatch.setattr(bench, "MOST_HNSW", 300)
+    table = bench.search(retriever, (300, 600))
+    assert set(table.loc[table["products"] == 300, "index"]) >= {"exact", "hnsw"}
+    assert "hnsw" not in set(table.loc[table["products"] == 600, "index"])
+    assert "hnsw is left out: one thread would build it from 600 vectors" in capsys.readouterr().out
