@@ -47,9 +47,16 @@ def evaluate(
     settings = settings or settings_module.Evaluation()
     query_rows, rows = np.asarray(query_rows, dtype=np.int64), np.asarray(rows, dtype=np.int64)
     check_run(catalog, query_rows, rows, depth=max(*settings.cutoffs, 10))
-    parts = [
-        _graded(relevance, rows[part], settings.cutoffs) for part, relevance in relevance_in_parts(catalog, query_rows)
-    ]
+    cutoff = max(settings.cutoffs)
+    lacking = {
+        f"Recall@{cutoff} {name}": ~there
+        for name, there in zip(("no title", "no image"), catalog.present.T, strict=True)
+        if not there.all()
+    }
+    parts = []
+    for part, relevance in relevance_in_parts(catalog, query_rows):  # once: at 10⁶ products it costs most of all this
+        within = _within(relevance, rows[part], list(lacking.values()), cutoff)
+        parts.append(_graded(relevance, rows[part], settings.cutoffs) | dict(zip(lacking, within, strict=True)))
     graded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     position, product = clicked_pairs(catalog, query_rows)
@@ -60,10 +67,6 @@ def evaluate(
         found = np.bincount(position, weights=match[:, :cutoff].any(axis=1), minlength=len(query_rows))
         hits[f"HitRate@{cutoff}"] = share(found, clicks)
     about = catalog.queries[["query_id", "query", "intent"]].iloc[query_rows].reset_index(drop=True)
-    for name, there in zip(("no title", "no image"), catalog.present.T, strict=True):
-        if not there.all():
-            cutoff = max(settings.cutoffs)
-            graded[f"Recall@{cutoff} {name}"] = recall_within(catalog, query_rows, rows, ~there, cutoff)
     return about.assign(positives=graded.pop("positives"), **hits, **graded)
 
 
@@ -101,18 +104,27 @@ def positives(catalog: Catalog, query_rows: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def recall_within(
-    catalog: Catalog, query_rows: np.ndarray, rows: np.ndarray, products: np.ndarray, cutoff: int = 100
-) -> np.ndarray:
-    """Recall@cutoff per query, (Q,), of those fully relevant products that are in `products`, bool (N,); else NaN.
+    catalog: Catalog, query_rows: np.ndarray, rows: np.ndarray, products: Sequence[np.ndarray], cutoff: int = 100
+) -> list[np.ndarray]:
+    """Recall@cutoff per query, (Q,), of those fully relevant products that are in each of `products`, bool (N,); else NaN.
 
     The ranking stays the one over the whole catalogue, so that parts of the catalogue compete as they do in use.
     """
-    found, whole = [], []
-    for part, relevance in relevance_in_parts(catalog, query_rows):
-        wanted, first = (relevance >= FULL) & products, np.asarray(rows)[part, :cutoff]
-        found.append((np.take_along_axis(wanted, np.maximum(first, 0), axis=1) & (first >= 0)).sum(axis=1))
-        whole.append(wanted.sum(axis=1))
-    return share(np.concatenate(found), np.concatenate(whole))
+    parts = [
+        _within(relevance, np.asarray(rows)[part], products, cutoff)
+        for part, relevance in relevance_in_parts(catalog, query_rows)
+    ]
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+
+def _within(relevance: np.ndarray, rows: np.ndarray, products: Sequence[np.ndarray], cutoff: int) -> list[np.ndarray]:
+    """`recall_within` from relevance (Q, N) alone."""
+    full, first, recalls = relevance >= FULL, rows[:, :cutoff], []
+    for among in products:
+        wanted = full & among
+        found = (np.take_along_axis(wanted, np.maximum(first, 0), axis=1) & (first >= 0)).sum(axis=1)
+        recalls.append(share(found, wanted.sum(axis=1)))
+    return recalls
 
 
 def cells(catalog: Catalog, query_rows: np.ndarray, rows: np.ndarray, cutoff: int = 100) -> pd.DataFrame:
@@ -122,7 +134,7 @@ def cells(catalog: Catalog, query_rows: np.ndarray, rows: np.ndarray, cutoff: in
     listing (`catalog.seen`). Index `query_id`; a query has values in the two cells of its own side, NaN in the others.
     """
     known = catalog.queries["split"].to_numpy()[query_rows] == "train"
-    seen, cold = (recall_within(catalog, query_rows, rows, part, cutoff) for part in (catalog.seen, ~catalog.seen))
+    seen, cold = recall_within(catalog, query_rows, rows, (catalog.seen, ~catalog.seen), cutoff)
     return pd.DataFrame(
         {
             "in-domain": np.where(known, seen, np.nan),

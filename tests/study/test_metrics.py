@@ -239,7 +239,7 @@ def test_recall_within_everything_is_recall():
     catalog = world()
     rows = random_run(catalog)
     table = evaluate(catalog, np.arange(25), rows, Evaluation(cutoffs=(20,)))
-    whole = recall_within(catalog, np.arange(25), rows, np.ones(60, dtype=bool), cutoff=20)
+    (whole,) = recall_within(catalog, np.arange(25), rows, [np.ones(60, dtype=bool)], cutoff=20)
     np.testing.assert_allclose(whole, table["Recall@20"])
 
 
