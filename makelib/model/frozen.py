@@ -5,6 +5,7 @@ A step with a frozen tower costs no convolution (LiT: Zhai et al. 2022, "locked-
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,9 @@ def pictures(catalog: Catalog, model: MakeModel) -> tuple[np.ndarray, np.ndarray
 
 def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> np.ndarray:
     """Computed once per backbone, size and catalogue into the catalogue's cache; an interrupted computation goes on."""
-    encoder: ImageEncoder = model.image_encoder
-    config = model.config
-    weights = (
-        tensor.cpu().contiguous().numpy().tobytes()
-        for name, tensor in sorted(encoder.state_dict().items())
-        if not name.startswith(("project", "position", "norm"))  # they follow on the maps
-    )
-    key = fingerprint(*weights, config.image_backbone, config.image_size, config.image_levels, catalog.fingerprint)
+    encoder, config = model.image_encoder, model.config
+    told = (config.image_backbone, config.image_size, config.image_levels)
+    key = fingerprint(_weights(encoder), *told, catalog.fingerprint)
     file = catalog.folder / ".cache" / f"maps-{name}-{key}.npy"
     shape = (len(pixels), 2, encoder.grid**2, encoder.channels)
     if len(pixels) == 0:
@@ -53,6 +49,13 @@ def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> 
         if not file.is_file():
             _compute(encoder, pixels, file, shape, model.config.image_backbone)
     return np.load(file, mmap_mode="r")
+
+
+@functools.lru_cache(maxsize=8)  # no step changes a frozen tower, and each search would hash its megabytes anew
+def _weights(encoder: ImageEncoder) -> str:
+    state, later = encoder.state_dict(), ("project", "position", "norm")  # these follow on the maps
+    kept = (state[name] for name in sorted(state) if not name.startswith(later))
+    return fingerprint(*(tensor.cpu().contiguous().numpy().tobytes() for tensor in kept))
 
 
 @torch.inference_mode()
