@@ -150,25 +150,28 @@ def _begin(catalog: Catalog, settings: Settings, seed: int, folder: Path) -> Run
     accelerator = ranks.accelerator(settings.training.precision)
     torch.manual_seed(seed)
     with accelerator.main_process_first():  # who comes first fills the catalogue's cache
-        tokenizer = tokenizer_for(catalog, settings)
-    categories = int(catalog.category_numbers.max(initial=0))
-    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer, categories)
-    if warms_up(settings):
-        with accelerator.main_process_first():
-            seeing = warm_up_images(catalog, settings)
-        model.image_encoder.load_state_dict(safetensors.torch.load_file(seeing))
+        model = untrained(catalog, settings)
     ranks.join_batch_norms(model)
     if settings.training.chunk:
         caching.check(model)
     with accelerator.main_process_first():
         shown, _, further = pictures(catalog, model)
-        batches = Batches(catalog, tokenizer, settings, seed, (shown, further))
+        batches = Batches(catalog, model.tokenizer, settings, seed, (shown, further))
     optimizer = make_optimizer(model, settings)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     state, best, key = TrainingState(curves=[]), {}, training_key(settings, seed, catalog)
     if decided((folder / "checkpoint").is_dir()):
         state, best = load_checkpoint(folder / "checkpoint", model, optimizer, accelerator.scaler, key)
     return Run(catalog, settings, seed, folder, key, accelerator, batches, model, wrapped, optimizer, state, best)
+
+
+def untrained(catalog: Catalog, settings: Settings) -> MakeModel:
+    """A model before its first step. Its image encoder has learned to see, once for all arms of a catalogue."""
+    tokenizer, categories = tokenizer_for(catalog, settings), int(catalog.category_numbers.max(initial=0))
+    model = MakeModel.from_settings(settings.model, settings.text, settings.objectives, tokenizer, categories)
+    if warms_up(settings):
+        model.image_encoder.load_state_dict(safetensors.torch.load_file(warm_up_images(catalog, settings)))
+    return model
 
 
 def _train(run: Run, on_step: Watcher | None, stop_after: int | None) -> MakeModel:

@@ -27,8 +27,8 @@ from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog, settings_for
 from makelib.data.tokens import tokenizer_for
 from makelib.model.batches import Batches
-from makelib.model.training import training_key
-from makelib.model.warmup import warm_up_images, warms_up
+from makelib.model.frozen import pictures
+from makelib.model.training import training_key, untrained
 from makelib.runtime import Stopped, UserError, alone, atomic_file, code_version, fingerprint, progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings, differences, preset, read_yaml, to_dict, write_yaml
@@ -192,9 +192,9 @@ class Experiment:
         """What arms share is made once, before workers read it."""
         for settings in {(arm.settings.model, arm.settings.keywords): arm.settings for arm in todo}.values():
             Batches(self.catalog, tokenizer_for(self.catalog, settings), settings, 0)  # its tables and photographs
-            if warms_up(settings):
-                self.status("teaching the image encoder to see, once for all arms")
-                warm_up_images(self.catalog, settings)
+            if settings.model.fusion != "title":
+                self.status("teaching the image encoder to see, and showing it every photograph, once for all arms")
+                pictures(self.catalog, untrained(self.catalog, settings))
 
     def _train(self, todo: Sequence[Arm], workers: int, threads: int, cluster: str) -> dict[str, str]:
         """Arms in worker processes, here or on a cluster, behind a bar; label -> reason of those that failed."""

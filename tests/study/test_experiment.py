@@ -20,8 +20,10 @@ import pytest
 from PIL import Image
 from worlds import TINY
 
+from makelib.data.catalog import Catalog
 from makelib.data.sources import open_catalog
 from makelib.model import training
+from makelib.model.frozen import pictures
 from makelib.runtime import UserError
 from makelib.settings import preset, read_yaml, to_dict, write_yaml
 from makelib.study import experiment as module
@@ -429,6 +431,23 @@ def test_the_report_says_what_is_found_of_products_that_lack_something(holes):
     # a variant that looks at one modality only loses what lacks it; Modal Adaptation lives on what is there
     assert found["no title"]["adaptive"] > found["no title"]["title"] + 0.1
     assert found["no image"]["adaptive"] > found["no image"]["image"] + 0.1
+
+
+def test_what_arms_share_is_made_once_before_the_workers_come(experiment, tmp_path, monkeypatch):
+    """Also a frozen tower's maps: one worker would make them on its share of the cores while the others wait."""
+    catalog = Catalog.open(shutil.copytree(experiment.catalog.folder, tmp_path / "world"))
+    shutil.rmtree(catalog.folder / ".cache", ignore_errors=True)
+    settings = experiment.settings.replace(**{"model.image_frozen": True})
+    fresh = Experiment(tmp_path / "run", settings, catalog)
+    (tmp_path / "run").mkdir()
+    fresh._share([fresh.arm("make", "title", 0)])
+    assert not list((catalog.folder / ".cache").glob("maps-*"))
+    fresh._share([fresh.arm("make", "full", 0)])
+    (maps,) = (catalog.folder / ".cache").glob("maps-*.npy")
+    assert "once for all arms" in (tmp_path / "run" / ".progress").read_text()
+    monkeypatch.setattr("makelib.model.frozen._compute", lambda *_: pytest.fail("made twice"))
+    model = training.untrained(catalog, settings)
+    assert len(pictures(catalog, model)[0]) == len(catalog)
 
 
 def test_two_that_train_the_same_run_at_once(experiment, tmp_path):
