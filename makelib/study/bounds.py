@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -15,6 +16,8 @@ from makelib.study.metrics import FULL
 STEPS, RATE = 60, 0.1
 #: scale of the scores in the fit, about what training ends with
 SCALE = 20.0
+#: what the truth may know of photograph and title: of the generated world, and of careless photographers and terse sellers
+KINDS = ("image_kind", "title_kind", "careless", "terse")
 #: products that weights are fitted on at most, drawn at random: a few hundred weights need no more
 FITTED = 20_000
 #: pairs of a query and a product that are scored at once
@@ -22,16 +25,16 @@ PAIRS = 2**26
 
 
 def oracle_run(retriever: Retriever, query_rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ranking with the best weight for each (category, kind of photograph, kind of title), in the form of `bm25_run`.
+    """The ranking with the best weight for each category, kind of photograph and kind of title, in the form of `bm25_run`.
 
     The streams are the trained model's; the weights are fitted on the truth of the very queries that are judged, by the
     cross entropy of their fully relevant products over the whole catalogue, or `FITTED` products of a larger one. Nothing that ranks may do so: this says how far
     weights alone could go with these encoders, not how far a model got. Needs a fusion that splits and `catalog.truth`.
     """
     catalog, model = retriever.catalog, retriever.model
-    truth, N = catalog.truth, len(catalog)
-    names = catalog.products["category"].fillna("") + " " + truth["image_kind"] + " " + truth["title_kind"]
-    group = torch.from_numpy(names.factorize()[0])
+    N, told = len(catalog), [kind for kind in KINDS if kind in catalog.truth]
+    kinds = pd.concat([catalog.products["category"].fillna(""), catalog.truth[told]], axis=1)
+    group = torch.from_numpy(kinds.groupby(list(kinds), sort=False).ngroup().to_numpy(copy=True))
     logit = torch.zeros(int(group.max()) + 1, requires_grad=True)
 
     def streams(rows: slice | np.ndarray) -> torch.Tensor:

@@ -308,7 +308,7 @@ class Experiment:
         scores = self.per_query(study, variants)
         if {"title", "image"} <= set(scores):
             scores["late_fusion"] = {seed: self._late_fusion(study, seed) for seed in self.settings.seeds}
-        if study == "modal_bounds" and can_read(self.catalog):
+        if study == "modal_bounds" and self.catalog.truth is not None:
             scores["oracle_weights"] = {
                 seed: self._scored(oracle_run(self.retriever("global", seed, study), self.test_rows, self._depth)[0])
                 for seed in self.settings.seeds
