@@ -272,8 +272,8 @@ class Batches:
 
 
 def encoded(model: MakeModel, catalog: Catalog, rows: slice | np.ndarray) -> ProductVectors:
-    """Vectors of some products of a catalogue, `rows` from one to another or int64 (n,)."""
-    pixels, present, (further, owners) = pictures(catalog, model)
+    """Vectors of some products of a catalogue: `rows` from one to another, of all in turn, or a few, int64 (n,)."""
+    pixels, present, (further, owners) = pictures(catalog, model, make=isinstance(rows, slice))
     places, owner = further_of(owners, np.arange(len(catalog))[rows])
     titles = tokens_of(catalog, "products", model.tokenizer, model.config.title_tokens)
     more, categories = (further[places], owner), catalog.category_numbers[rows]

@@ -16,32 +16,29 @@ from makelib.model.encoders import ImageEncoder
 from makelib.model.make import MakeModel
 from makelib.runtime import alone, atomic_file, fingerprint, progress
 
+Further = tuple[np.ndarray, np.ndarray]
 #: photographs between two marks from which an interrupted computation goes on
 PIECE = 1024
 
 
-def pictures(catalog: Catalog, model: MakeModel) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def pictures(catalog: Catalog, model: MakeModel, make: bool = True) -> tuple[np.ndarray, np.ndarray, Further]:
     """What `model` reads of a catalogue's photographs: the first of each product, bool (N,) where there is one, and the
     further ones with the product row of each, as `Catalog.images` and `Catalog.further_images` give them.
 
     Where the backbone is frozen not pixels but its maps, float16 (N, 2, P, C), memory-mapped: of the photograph, and of its
-    mirror image.
+    mirror image. Without `make` maps that nobody has computed stay so, and these are pixels, which the model takes as well: a page
+    of hits, or what is new in a catalogue, is not worth the maps of all.
     """
     size = model.config.image_size
     (pixels, has_image), (further, owner) = catalog.images(size), catalog.further_images(size)
-    if model.sees_image and model.config.image_frozen:
-        pixels, further = (
-            _maps(name, shown, catalog, model) for name, shown in (("first", pixels), ("further", further))
-        )
+    if model.sees_image and model.config.image_frozen and (make or _file("first", catalog, model).is_file()):
+        pixels, further = _maps("first", pixels, catalog, model), _maps("further", further, catalog, model)
     return pixels, has_image, (further, owner)
 
 
 def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> np.ndarray:
     """Computed once per backbone, size and catalogue into the catalogue's cache; an interrupted computation goes on."""
-    encoder, config = model.image_encoder, model.config
-    told = (config.image_backbone, config.image_size, config.image_levels)
-    key = fingerprint(_weights(encoder), *told, catalog.fingerprint)
-    file = catalog.folder / ".cache" / f"maps-{name}-{key}.npy"
+    encoder, file = model.image_encoder, _file(name, catalog, model)
     shape = (len(pixels), 2, encoder.grid**2, encoder.channels)
     if len(pixels) == 0:
         return np.zeros(shape, np.float16)
@@ -49,6 +46,12 @@ def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> 
         if not file.is_file():
             _compute(encoder, pixels, file, shape, model.config.image_backbone)
     return np.load(file, mmap_mode="r")
+
+
+def _file(name: str, catalog: Catalog, model: MakeModel) -> Path:
+    told = (model.config.image_backbone, model.config.image_size, model.config.image_levels)
+    key = fingerprint(_weights(model.image_encoder), *told, catalog.fingerprint)
+    return catalog.folder / ".cache" / f"maps-{name}-{key}.npy"
 
 
 @functools.lru_cache(maxsize=8)  # no step changes a frozen tower, and each search would hash its megabytes anew

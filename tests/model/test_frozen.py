@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 
 from makelib.data.tokens import tokenizer_for
 from makelib.model import frozen
+from makelib.model.batches import encoded
 from makelib.model.encoders import make_backbone
 from makelib.model.make import MakeModel
 from makelib.model.training import train
@@ -82,6 +83,17 @@ def test_maps_stand_for_pixels_and_are_computed_once(catalog, folder, monkeypatc
     np.testing.assert_allclose(maps[5, 1], twin[0].detach(), atol=5e-3)
     monkeypatch.setattr(type(model.image_encoder), "maps", None)
     np.testing.assert_array_equal(frozen.pictures(catalog, model)[0], maps)
+
+
+def test_a_page_of_hits_is_not_worth_the_maps_of_all(catalog, folder):  # noqa: F811
+    model = model_of(catalog, of_folder(folder, **{"model.image_levels": (3,)})).eval()
+    there = set((catalog.folder / ".cache").glob("maps-*"))
+    few = encoded(model, catalog, np.array([3, 200]))
+    assert set((catalog.folder / ".cache").glob("maps-*")) == there
+    whole = encoded(model, catalog, slice(0, len(catalog)))
+    assert set((catalog.folder / ".cache").glob("maps-*")) > there
+    for now in (few, encoded(model, catalog, np.array([3, 200]))):
+        np.testing.assert_allclose(now.embedding, whole.embedding[[3, 200]], atol=2e-3)
 
 
 def test_an_interrupted_computation_goes_on(catalog, folder, monkeypatch):  # noqa: F811
