@@ -216,8 +216,9 @@ class Batches:
         a row has a positive with a photograph, bool (b,)."""
         kept = functools.partial(np.packbits, axis=1) if self.settings.training.chunk else np.asarray
         parts = [(kept(own), kept(others), (own & has_image).any(axis=1)) for own, others in blocks]
-        whole = map(np.concatenate, zip(*parts, strict=True))
-        return dict(zip(("positives", "negatives", "shown"), whole, strict=True))
+        return dict(
+            zip(("positives", "negatives", "shown"), map(np.concatenate, zip(*parts, strict=True)), strict=True)
+        )
 
     def _product_inputs(
         self,
@@ -272,12 +273,14 @@ class Batches:
 
 
 def encoded(model: MakeModel, catalog: Catalog, rows: slice | np.ndarray) -> ProductVectors:
-    """Vectors of some products of a catalogue: `rows` from one to another, of all in turn, or a few, int64 (n,)."""
-    pixels, present, (further, owners) = pictures(catalog, model, make=isinstance(rows, slice))
+    """Vectors of some products of a catalogue: `rows` from one to another, of all in turn, or a few, int64 (n,), for which neither
+    tokens nor maps of all are made."""
+    texts, whole = catalog.products["title"].iloc[rows].fillna("").tolist(), isinstance(rows, slice)
+    pixels, present, (further, owners) = pictures(catalog, model, make=whole)
     places, owner = further_of(owners, np.arange(len(catalog))[rows])
-    titles = tokens_of(catalog, "products", model.tokenizer, model.config.title_tokens)
+    titles = tokens_of(catalog, "products", model.tokenizer, model.config.title_tokens)[rows] if whole else texts
     more, categories = (further[places], owner), catalog.category_numbers[rows]
-    return model.encode_products(titles[rows], pixels[rows], present[rows], more, categories)
+    return model.encode_products(titles, pixels[rows], present[rows], more, categories)
 
 
 def drop_words(mask: np.ndarray, share: float, random: np.random.Generator) -> None:
