@@ -216,9 +216,8 @@ class Batches:
         a row has a positive with a photograph, bool (b,)."""
         kept = functools.partial(np.packbits, axis=1) if self.settings.training.chunk else np.asarray
         parts = [(kept(own), kept(others), (own & has_image).any(axis=1)) for own, others in blocks]
-        return dict(
-            zip(("positives", "negatives", "shown"), map(np.concatenate, zip(*parts, strict=True)), strict=True)
-        )
+        whole = map(np.concatenate, zip(*parts, strict=True))
+        return dict(zip(("positives", "negatives", "shown"), whole, strict=True))
 
     def _product_inputs(
         self,

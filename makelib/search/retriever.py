@@ -147,15 +147,12 @@ class Retriever:
         table = self.catalog.products.iloc[rows][["product_id", "title", "category"]].reset_index(drop=True)
         split = encoded(self.model, self.catalog, rows).parts @ query  # (k, 2)
         # halves are rounded, their sum is not
-        split += (scores - split.sum(axis=1))[:, None] * self.vectors.weights[rows]
+        w = self.vectors.weights[rows]
+        split += (scores - split.sum(axis=1))[:, None] * w
         table.insert(0, "rank", np.arange(1, len(rows) + 1))
         table.insert(1, "row", rows)
         return table.assign(
-            score=scores,
-            score_title=split[:, 0],
-            score_image=split[:, 1],
-            weight_title=self.vectors.weights[rows, 0],
-            weight_image=self.vectors.weights[rows, 1],
+            score=scores, score_title=split[:, 0], score_image=split[:, 1], weight_title=w[:, 0], weight_image=w[:, 1]
         )
 
 
