@@ -366,14 +366,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bazaar.products": 1_000_000, "bazaar.queries": 15000, "bazaar.clicks": 500_000,
         "files.limit": 1_000_000, "files.queries": 15000, "files.clicks": 500_000,
         "model.image_frozen": True, "training.evaluations": 1,
-        "evaluation.test_queries": 3000, "index.kind": "ivf", "ablation.fusions": ("adaptive",), "ablation.keywords": ("none",),
+        "evaluation.test_queries": 3000, "index.kind": "ivf", "ablation.fusions": ("title", "adaptive"), "ablation.keywords": ("none",),
     },
 }  # fmt: skip
 
 
 def preset(name: str) -> Settings:
     """`smoke` (seconds, for tests), `quick` (minutes, the default), `full` (hours, all arms, five seeds), `million` (10⁶ products,
-    one arm, its index `ivf`; about an hour on a core), or `pretrained`: `quick` with a frozen image tower that others trained on
+    with and without images, index `ivf`; hours), or `pretrained`: `quick` with a frozen image tower that others trained on
     photographs (extra `pretrained`)."""
     if name not in PRESETS:
         raise UserError(f"Unknown preset {name!r}. Choose one of: {', '.join(PRESETS)}.")
