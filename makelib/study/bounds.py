@@ -28,8 +28,9 @@ def oracle_run(retriever: Retriever, query_rows: np.ndarray, k: int) -> tuple[np
     """The ranking with the best weight for each category, kind of photograph and kind of title, in the form of `bm25_run`.
 
     The streams are the trained model's; the weights are fitted on the truth of the very queries that are judged, by the
-    cross entropy of their fully relevant products over the whole catalogue, or `FITTED` products of a larger one. Nothing that ranks may do so: this says how far
-    weights alone could go with these encoders, not how far a model got. Needs a fusion that splits and `catalog.truth`.
+    cross entropy of their fully relevant products over the whole catalogue, or over `FITTED` products of a larger one. Nothing that
+    ranks may do so: this says how far weights alone could go with these encoders, not how far a model got. Needs a fusion that
+    splits and `catalog.truth`.
     """
     catalog, model = retriever.catalog, retriever.model
     N, told = len(catalog), [kind for kind in KINDS if kind in catalog.truth]

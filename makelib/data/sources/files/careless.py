@@ -40,16 +40,18 @@ def draw(seed: int, purpose: str, name: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def strangers(kinds: np.ndarray, types: Sequence[str], groups: np.ndarray, shown: np.ndarray, seed: int) -> np.ndarray:
-    """Whose photograph a `replaced` product shows, int64 (N,): a row of its type and of another group; -1 where there is none, or
-    the product keeps its own. `shown` bool (N,), which products have a photograph."""
+def strangers(
+    ids: Sequence[str], kinds: np.ndarray, types: Sequence[str], groups: np.ndarray, shown: np.ndarray, seed: int
+) -> np.ndarray:
+    """Whose photograph a `replaced` product shows, int64 (N,): a row of its type and of another group; -1 where there is none, and
+    for all other products. `groups` (N,) of duplicates; `shown` bool (N,), which products have a photograph."""
     alike: dict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(shown).tolist():
         alike[types[row]].append(row)
     found = np.full(len(kinds), -1)
     for row in np.flatnonzero(kinds == "replaced").tolist():
         rows = alike[types[row]]
-        start = int(len(rows) * draw(seed, "stranger", str(row)))
+        start = int(len(rows) * draw(seed, "stranger", ids[row]))
         found[row] = next((other for other in rows[start:] + rows[:start] if groups[other] != groups[row]), -1)
     return found
 

@@ -8,6 +8,7 @@ came: titles letter by letter, photographs byte by byte (`makelib.data.pictures.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -155,11 +156,13 @@ class _Seen:
     told: dict[str, int]
     notices: list[str]
 
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        return (np.cumsum(self.counts) - self.counts)[self.whole]
+
     def first(self, product: int) -> bytes:
         """The first photograph of a product that has one; `product` counts those that are `whole`."""
-        row = np.flatnonzero(self.whole)[product]
-        start = int(self.counts[:row].sum())
-        cells = range(start, start + int(self.counts[row]))
+        cells = itertools.count(int(self._starts[product]))
         return self.photos[next(cell for cell in cells if self.photos.digests[cell])]
 
     def health(self, quarantine: Quarantine, most: int) -> dict[str, Any]:
@@ -304,7 +307,7 @@ def _spoil(
     )
     kinds = careless.drawn(rows.ids, types, brands, options.careless, options.seed)
     kinds[seen.kept == 0] = ""
-    others = careless.strangers(kinds, types, groups, seen.kept > 0, options.seed)
+    others = careless.strangers(rows.ids, kinds, types, groups, seen.kept > 0, options.seed)
     kinds[(kinds == "replaced") & (others < 0)] = "covered"
     shares = (
         pd.Series(kinds != "")[seen.kept > 0]
