@@ -286,35 +286,25 @@ class Catalog:
 
 
 class Photographs:
-    """The photographs of a products table as files, undecoded, read a few rows at a time: they may be of any size."""
+    """The photographs of a products table as files, undecoded, read a few rows at a time: they may be of any size.
+
+    Attributes: `present` bool (N,), whether there is a first one; `further` int64 (N,), how many follow it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, file = path, pq.ParquetFile(path)
         self._metadata = file.metadata
         self._starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
         self._columns = [name for name in ("image", "images") if name in file.schema_arrow.names]
-        self._group = functools.lru_cache(maxsize=2)(self._group)
-
-    @functools.cached_property
-    def _told(self) -> pa.Table:
-        """The paths beside the bytes, which tell what is there: the bytes need not be read."""
-        file = self._file()
+        # the paths beside the bytes tell which are there, so the bytes need not be read; now, for an import may write anew meanwhile
         leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-        return file.read(
-            columns=[leaf for leaf in leaves if leaf.split(".")[0] in self._columns and leaf.endswith(".path")]
-        )
-
-    @functools.cached_property
-    def present(self) -> np.ndarray:
-        """Whether each product has a first one, bool (N,)."""
-        return self._told["image"].is_valid().to_numpy()
-
-    @functools.cached_property
-    def further(self) -> np.ndarray:
-        """How many follow it, int64 (N,)."""
-        if "images" not in self._told.column_names:
-            return np.zeros(len(self._told), np.int64)
-        return pc.fill_null(pc.list_value_length(self._told["images"]), 0).to_numpy().astype(np.int64)
+        paths = [leaf for leaf in leaves if leaf.split(".")[0] in self._columns and leaf.endswith(".path")]
+        told = file.read(columns=paths)
+        self.present = told["image"].is_valid().to_numpy()
+        self.further = np.zeros(len(self.present), np.int64)
+        if "images" in told.column_names:
+            self.further = pc.fill_null(pc.list_value_length(told["images"]), 0).to_numpy().astype(np.int64)
+        self._group = functools.lru_cache(maxsize=2)(self._group)
 
     def __getitem__(self, row: int) -> list[bytes | None]:
         """The product's photographs, first the one that stands for it (None where there is none)."""

@@ -435,7 +435,8 @@ def test_the_report_says_what_is_found_of_products_that_lack_something(holes):
 
 def test_what_arms_share_is_made_once_before_the_workers_come(experiment, tmp_path, monkeypatch):
     """Also a frozen tower's maps: one worker would make them on its share of the cores while the others wait."""
-    catalog = Catalog.open(shutil.copytree(experiment.catalog.folder, tmp_path / "world"))
+    world = experiment.run.parent / experiment.catalog.folder
+    catalog = Catalog.open(shutil.copytree(world, tmp_path / "world"))
     shutil.rmtree(catalog.folder / ".cache", ignore_errors=True)
     settings = experiment.settings.replace(**{"model.image_frozen": True})
     fresh = Experiment(tmp_path / "run", settings, catalog)
