@@ -192,16 +192,18 @@ def before_and_after(
 
 def lost_and_won(experiment: Experiment, study: str, variant: str, reference: str, k: int = 8) -> Figure:
     """First results of two variants for five test queries, chosen by rule and not by eye: in the order of the difference in Rel@10 (mean
-    over seeds) those that stand at 5, 25, 50, 75 and 95 %."""
+    over seeds) those that stand at 5, 25, 50, 75 and 95 %. Where none is judged, for the first training queries."""
     scores = experiment.per_query(study, (variant, reference))
-    apart = np.mean(
-        [scores[variant][seed]["Rel@10"] - scores[reference][seed]["Rel@10"] for seed in experiment.settings.seeds],
-        axis=0,
-    )
-    places = np.unique(np.round(np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * (len(apart) - 1)).astype(int))
-    rows = experiment.test_rows[np.argsort(apart, kind="stable")[places]]
+    apart = [scores[variant][seed]["Rel@10"] - scores[reference][seed]["Rel@10"] for seed in experiment.settings.seeds]
+    apart = np.mean(apart, axis=0)
+    judged = np.flatnonzero(np.isfinite(apart))
+    if len(judged):
+        places = np.unique(np.round(np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * (len(judged) - 1)).astype(int))
+        rows = experiment.test_rows[judged[np.argsort(apart[judged], kind="stable")[places]]]
+        title = f"From what {variant} loses most against {reference} (above) to what it wins most (below)"
+    else:
+        rows, title = experiment.catalog.query_rows("train")[:5], f"Training queries, {reference} and {variant}"
     retrievers = {name: experiment.retriever(name, study=study) for name in (reference, variant)}
-    title = f"From what {variant} loses most against {reference} (above) to what it wins most (below)"
     return _pages(experiment.catalog, retrievers, rows, title, k)
 
 
