@@ -274,6 +274,11 @@ def code_version(patterns: tuple[str, ...] = TRAINING_CODE) -> str:
     return fingerprint(*(file.read_bytes() for file in files))
 
 
+def uniform(name: str) -> float:
+    """A number in [0, 1) that goes by the name alone, so that a draw does not depend on what else is drawn."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
 def set_threads(threads: int | None = None) -> int:
     """Fix the thread count of torch and faiss in one place (both bring OpenMP); `None` takes `MAKELIB_THREADS` or all cores."""
     import faiss

@@ -28,7 +28,7 @@ from makelib import settings
 from makelib.data.catalog import Catalog
 from makelib.data.sources import fetch as fetching
 from makelib.data.sources.files.importer import import_folder
-from makelib.runtime import UserError, alone, atomic_file, fingerprint, progress
+from makelib.runtime import UserError, alone, atomic_file, fingerprint, progress, uniform
 
 #: share of the training queries that become validation queries; the published test queries are left alone
 VALIDATION = 0.1
@@ -280,7 +280,7 @@ def draw(rows: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 def _order(seed: int, name: str) -> float:
     """A number in [0, 1) for each name; not the one by which `files` chooses terse sellers from the same seed."""
-    return int.from_bytes(hashlib.sha256(f"hub {seed} {name}".encode()).digest()[:6], "big") / 2**48
+    return uniform(f"hub {seed} {name}")
 
 
 def _rows(chosen: PublicSet, place: str, parts: Path, limit: int, seed: int) -> tuple[pd.DataFrame, int]:

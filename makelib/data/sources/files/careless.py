@@ -6,7 +6,6 @@ band, covered, or show another product of the type; more of them in some categor
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import ImageDraw, ImageFilter, ImageFont
 
 from makelib.data.pictures import opened, rgb
+from makelib.runtime import uniform
 
 KINDS = ("blurred", "marked", "covered", "replaced")
 BANDS = ("crimson", "gold", "royalblue", "limegreen", "darkorange", "black")
@@ -35,9 +35,8 @@ def drawn(ids: Sequence[str], types: Sequence[str], brands: Sequence[str], share
 
 
 def draw(seed: int, purpose: str, name: str) -> float:
-    """Uniform in [0, 1), the same whenever it is asked for."""
-    digest = hashlib.sha256(f"{seed}:careless {purpose}:{name}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+    """Uniform in [0, 1), apart from what other draws of the same seed go by."""
+    return uniform(f"{seed}:careless {purpose}:{name}")
 
 
 def strangers(

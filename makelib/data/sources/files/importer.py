@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import sys
@@ -37,7 +36,7 @@ from makelib.data.sources.files.photos import Photo, Photos
 from makelib.data.sources.files.products import ProductRows, image_cells, read_products, split_attributes
 from makelib.data.sources.files.rows import Quarantine, find
 from makelib.data.tables import check_target, write_catalog
-from makelib.runtime import UserError, alone, scratch_folder
+from makelib.runtime import UserError, alone, scratch_folder, uniform
 
 
 def import_folder(folder: Path, out: Path, files: settings.Files | None = None) -> Catalog:
@@ -270,8 +269,7 @@ def _hide(
         truth = pd.DataFrame({"terse": np.zeros(len(rows.ids), bool)} | {f"title_names_{c}": before[c] for c in seen})
         return rows.titles, truth, {}
     # drawn by a digest of the id, so that a product is terse or not whatever else is imported with it
-    digests = (hashlib.sha256(f"{options.seed}:{key}".encode()).digest() for key in rows.ids)
-    chosen = np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in digests]) < options.hide_share
+    chosen = np.array([uniform(f"{options.seed}:{key}") for key in rows.ids]) < options.hide_share
     phrases = {phrase for column in options.hide_columns for phrase in terse.vocabulary(set(frame[column]))}
     titles, is_terse = terse.hide(rows.titles, phrases | set(options.hide_words), chosen, keep)
     after = {column: terse.names(titles, frame[column], keep) for column in seen}
