@@ -63,7 +63,7 @@ class Catalog:
         queries: (Q rows) `query_id, query, split, constraints, intent`; `intent` is what splits keep together.
         interactions: `query, product` (rows), `label`, `kind`.
         truth: what only a generator knows about each product (reliability of image and title, …), or None.
-        stated: `attributes`, or the products table from which they are read when they are first asked for: of a million products
+        stated: `attributes`, or the file of products from which they are read when they are first asked for: of a million products
             that takes longer than all else together, and searching needs none.
     """
 
@@ -72,7 +72,7 @@ class Catalog:
     fingerprint: str
     info: dict[str, Any]
     products: pd.DataFrame
-    stated: pd.DataFrame | Path = field(repr=False)
+    stated: pd.DataFrame | pa.MemoryMappedFile = field(repr=False)
     queries: pd.DataFrame
     interactions: pd.DataFrame
     truth: pd.DataFrame | None
@@ -90,7 +90,10 @@ class Catalog:
                     "Make one with `python -m makelib data bazaar` or `python -m makelib data import <folder>`."
                 )
         info = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-        files = {name: _opened(path) for name, path in tables.items()}
+        # what is read of the products later is of this edition: an import may put another in its place meanwhile
+        with _readable(tables["products"]):
+            held = pa.memory_map(str(tables["products"]))
+        files = {name: _opened(held if name == "products" else path, path) for name, path in tables.items()}
         for name, schema in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
             missing = set(schema.names) - set(files[name].schema_arrow.names) - {"images"}  # older ones have no further
             if missing:
@@ -108,10 +111,9 @@ class Catalog:
             }
         )
         known = folder / "truth.parquet"
-        truth = _opened(known).read().to_pandas() if known.is_file() else None
+        truth = _opened(known, known).read().to_pandas() if known.is_file() else None
         return cls(
-            folder, info["name"], info["fingerprint"], info, products, tables["products"], queries, interactions, truth,
-            Photographs(tables["products"]),
+            folder, info["name"], info["fingerprint"], info, products, held, queries, interactions, truth, Photographs(held)
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -120,7 +122,7 @@ class Catalog:
     @functools.cached_property
     def attributes(self) -> pd.DataFrame:
         """What is stated about each product, (N rows): a categorical column per attribute, NaN where nothing is."""
-        return _attributes(_opened(self.stated)) if isinstance(self.stated, Path) else self.stated
+        return self.stated if isinstance(self.stated, pd.DataFrame) else _attributes(pq.ParquetFile(self.stated))
 
     def kept(
         self, name: str, make: Callable[[], Mapping[str, np.ndarray]], depends_on: Any, code: tuple[str, ...]
@@ -286,25 +288,37 @@ class Catalog:
 
 
 class Photographs:
-    """The photographs of a products table as files, undecoded, read a few rows at a time: they may be of any size.
+    """The photographs of a products table as files, undecoded, read a few rows at a time: they may be of any size."""
 
-    Attributes: `present` bool (N,), whether there is a first one; `further` int64 (N,), how many follow it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, file = path, pq.ParquetFile(path)
+    def __init__(self, held: pa.MemoryMappedFile) -> None:
+        self._held, file = held, pq.ParquetFile(held)
         self._metadata = file.metadata
         self._starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
         self._columns = [name for name in ("image", "images") if name in file.schema_arrow.names]
-        # the paths beside the bytes tell which are there, so the bytes need not be read; now, for an import may write anew meanwhile
-        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-        paths = [leaf for leaf in leaves if leaf.split(".")[0] in self._columns and leaf.endswith(".path")]
-        told = file.read(columns=paths)
-        self.present = told["image"].is_valid().to_numpy()
-        self.further = np.zeros(len(self.present), np.int64)
-        if "images" in told.column_names:
-            self.further = pc.fill_null(pc.list_value_length(told["images"]), 0).to_numpy().astype(np.int64)
         self._group = functools.lru_cache(maxsize=2)(self._group)
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether there is a first one, bool (N,)."""
+        return self._told[0]
+
+    @property
+    def further(self) -> np.ndarray:
+        """How many follow it, int64 (N,)."""
+        return self._told[1]
+
+    @functools.cached_property
+    def _told(self) -> tuple[np.ndarray, np.ndarray]:
+        """The paths beside the bytes tell which are there, so the bytes need not be read; searching needs neither."""
+        file = self._file()
+        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+        paths = file.read(
+            columns=[leaf for leaf in leaves if leaf.split(".")[0] in self._columns and leaf.endswith(".path")]
+        )
+        present, further = paths["image"].is_valid().to_numpy(), np.zeros(len(paths), np.int64)
+        if "images" in paths.column_names:
+            further = pc.fill_null(pc.list_value_length(paths["images"]), 0).to_numpy().astype(np.int64)
+        return present, further
 
     def __getitem__(self, row: int) -> list[bytes | None]:
         """The product's photographs, first the one that stands for it (None where there is none)."""
@@ -321,7 +335,7 @@ class Photographs:
 
     def _file(self) -> pq.ParquetFile:
         """Opened anew: a reader is not shared between threads."""
-        return pq.ParquetFile(self._path, metadata=self._metadata, memory_map=True)
+        return pq.ParquetFile(self._held, metadata=self._metadata)
 
 
 def _bytes_of(rows: pa.Table | pa.RecordBatch) -> list[list[bytes | None]]:
@@ -364,10 +378,16 @@ def rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def _opened(file: Path | pa.MemoryMappedFile, path: Path) -> pq.ParquetFile:
     """Paths go to Arrow's own reader, which takes them letter by letter; others read [ ] * $ :: as patterns."""
+    with _readable(path):
+        return pq.ParquetFile(file)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return pq.ParquetFile(path)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 

@@ -244,6 +244,25 @@ def test_photographs_are_found_one_by_one_as_in_turn(tmp_path):
     assert [own[0] is not None for own in in_turn] == catalog.present[:, 1].tolist()
 
 
+def test_what_is_open_stays_one_edition_while_another_takes_its_place(tmp_path):
+    """Photographs and attributes are read when they are asked for, which may be after an import wrote the folder anew."""
+    before = write_catalog(tmp_path / "c", name="c", **tables())
+    other = tables()
+    other["products"] = pd.concat([other["products"][::-1]] * 3, ignore_index=True).assign(
+        product_id=[*"cbaxyzuvw"], image=[png("green")] * 9, attributes=[{"size": "xl"}] * 9
+    )
+    after = write_catalog(tmp_path / "c", name="c", **other)
+    assert [before.image(row) and before.image(row).getpixel((0, 0)) for row in range(3)] == [
+        (255, 0, 0),
+        None,
+        (0, 0, 255),
+    ]
+    assert before.present.tolist() == [[True, True], [False, False], [True, True]]
+    assert before.attributes["colour"].tolist() == ["red", np.nan, "blue"]
+    assert before.images(8)[1].tolist() == [True, False, True]
+    assert [after.image(row).getpixel((0, 0)) for row in range(9)] == [(0, 128, 0)] * 9
+
+
 def test_two_processes_decode_the_same_photographs_once(tmp_path):
     write_catalog(tmp_path / "c", name="c", **tables())
     program = "import sys; from makelib import Catalog; print(Catalog.open(sys.argv[1]).images(8)[1].sum())"
