@@ -223,12 +223,16 @@ class Experiment:
                 total = sum(taken.values())
                 if total != before == bar.n:  # the estimate of the rest counts from the first step
                     bar.unpause()
-                doing = "loading torch, maps" if total == before else "indexing and judging" if total == steps else ""
+                ends = "indexing and judging" if pending and total == steps else ""
+                doing = "loading torch, maps" if total == before else ends
                 bar.set_description(f"{what}: {doing}" if doing else what, refresh=False)
                 bar.update(total - bar.n)
-                running = ", ".join(f"{label} {count}" for label, count in taken.items() if count) or doing
-                done = len(todo) - len(pending)
-                self.status(f"{done}/{len(todo)} arms trained, {time.time() - began:.0f} s ({running})")
+                begun = [(futures[future].label, taken[futures[future].label]) for future in pending]
+                running = ", ".join(f"{label} at step {count}" for label, count in sorted(begun) if count) or doing
+                done, passed = f"{len(todo) - len(pending)}/{len(todo)} arms trained", time.time() - began
+                if before < total < steps:
+                    done += f", about {passed * (steps - total) / (total - before) / 60:.0f} min to go"
+                self.status(f"{done} ({running})" if running else done)
         return failures
 
     def _together(self, todo: Sequence[Arm]) -> None:

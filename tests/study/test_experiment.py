@@ -1,5 +1,6 @@
 """The grid of arms: what is cached is not computed again, what changed is, and an arm that did not run is never scored."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -449,6 +451,40 @@ def test_what_arms_share_is_made_once_before_the_workers_come(experiment, tmp_pa
     monkeypatch.setattr("makelib.model.frozen._compute", lambda *_: pytest.fail("made twice"))
     model = training.untrained(catalog, settings)
     assert len(pictures(catalog, model)[0]) == len(catalog)
+
+
+def test_who_watches_a_training_reads_what_runs_and_about_how_long(experiment, tmp_path, monkeypatch):
+    """Not what is done: of forty-five arms that would be all that fits on the line."""
+    watched = Experiment(tmp_path / "run", experiment.settings.replace(**{"training.steps": 100}), experiment.catalog)
+    arms = [watched.arm("modal_adaptation", variant, 0) for variant in ("title", "mean")]
+    jobs, lines = [concurrent.futures.Future() for _ in arms], []
+
+    class Pool:
+        def submit(self, job, label, *_):
+            place = [arm.label for arm in arms].index(label)
+            arms[place].folder.mkdir(parents=True)
+            (arms[place].folder / "steps").write_text("0" if place else "1")
+            return jobs[place]
+
+    def status(_, line):
+        lines.append(line)
+        if len(lines) == 1:
+            jobs[0].set_result(None)
+            (arms[0].folder / "steps").write_text("100")
+            (arms[1].folder / "steps").write_text("40")
+        elif len(lines) == 2:
+            jobs[1].set_result(None)
+            (arms[1].folder / "steps").write_text("100")
+
+    monkeypatch.setattr(module, "worker_pool", lambda *_: contextlib.nullcontext(Pool()))
+    monkeypatch.setattr(Experiment, "status", status)
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(time=itertools.count(0, 150).__next__))
+    assert watched._train(arms, 1, 1, "") == {}
+    assert lines == [
+        "0/2 arms trained, about 498 min to go (title, seed 0 at step 1)",
+        "1/2 arms trained, about 2 min to go (mean, seed 0 at step 40)",
+        "2/2 arms trained",
+    ]
 
 
 def test_two_that_train_the_same_run_at_once(experiment, tmp_path):
