@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from makelib.data.catalog import Catalog
 from makelib.data.text import encode
 from makelib.data.tokens import texts_of, title_word_starts, tokens_of
-from makelib.model.frozen import pictures
+from makelib.model.frozen import at_hand, pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich, keyword_queries
 from makelib.model.make import MakeModel, ProductVectors, further_of
 from makelib.ranks import gather_rows, place, share
@@ -275,8 +275,8 @@ def encoded(model: MakeModel, catalog: Catalog, rows: slice | np.ndarray) -> Pro
     """Vectors of some products of a catalogue: `rows` from one to another, of all in turn, or a few, int64 (n,), for which neither
     tokens nor maps of all are made."""
     texts, whole = catalog.products["title"].iloc[rows].fillna("").tolist(), isinstance(rows, slice)
-    pixels, present, (further, owners) = pictures(catalog, model, make=whole)
-    places, owner = further_of(owners, np.arange(len(catalog))[rows])
+    pixels, present, (further, owners) = pictures(catalog, model) if whole else at_hand(catalog, model)
+    places, owner = further_of(owners, np.arange(len(catalog))[rows] if whole else rows)
     titles = tokens_of(catalog, "products", model.tokenizer, model.config.title_tokens)[rows] if whole else texts
     more, categories = (further[places], owner), catalog.category_numbers[rows]
     return model.encode_products(titles, pixels[rows], present[rows], more, categories)

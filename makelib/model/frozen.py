@@ -36,6 +36,10 @@ def pictures(catalog: Catalog, model: MakeModel, make: bool = True) -> tuple[np.
     return pixels, has_image, (further, owner)
 
 
+#: without `make`, and kept: a search asks for it twice a page, and of a million products the flags alone take milliseconds
+at_hand = functools.lru_cache(maxsize=8)(functools.partial(pictures, make=False))
+
+
 def _maps(name: str, pixels: np.ndarray, catalog: Catalog, model: MakeModel) -> np.ndarray:
     """Computed once per backbone, size and catalogue into the catalogue's cache; an interrupted computation goes on."""
     encoder, file = model.image_encoder, _file(name, catalog, model)

@@ -325,9 +325,7 @@ class MakeModel(PreTrainedModel):
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
         if not outputs:
             d = self.config.dim
-            return ProductVectors(
-                np.zeros((0, d), np.float32), np.zeros((0, 2), np.float32), np.zeros((0, 2, d), np.float32)
-            )
+            return ProductVectors(*(np.zeros((0, *shape), np.float32) for shape in ((d,), (2,), (2, d))))
         return ProductVectors(*(np.concatenate(column) for column in zip(*outputs, strict=True)))
 
     def _needs_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -420,11 +418,14 @@ def further_of(owners: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, fixed batch statistics) and no gradients inside a `with`; the former mode afterwards."""
-    before = model.training
-    model.eval()
+    """Evaluation mode (no dropout, fixed batch statistics) and no gradients inside a `with`; the former modes afterwards."""
+    if learning := [
+        module for module in model.modules() if module.training
+    ]:  # asked first, for setting them takes a millisecond
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(before)
+        for module in learning:
+            module.training = True

@@ -144,16 +144,14 @@ class Retriever:
         """Ranked products as a table: `rank, row, product_id, title, category, score, score_title, score_image,
         weight_title, weight_image`; the two partial scores add up to the score (NaN where a fusion does not split): they are
         made anew, by encoding these products again."""
-        table = self.catalog.products.iloc[rows][["product_id", "title", "category"]].reset_index(drop=True)
         split = encoded(self.model, self.catalog, rows).parts @ query  # (k, 2)
         # halves are rounded, their sum is not
         w = self.vectors.weights[rows]
         split += (scores - split.sum(axis=1))[:, None] * w
-        table.insert(0, "rank", np.arange(1, len(rows) + 1))
-        table.insert(1, "row", rows)
-        return table.assign(
-            score=scores, score_title=split[:, 0], score_image=split[:, 1], weight_title=w[:, 0], weight_image=w[:, 1]
-        )
+        told = {name: self.catalog.products[name].array[rows] for name in ("product_id", "title", "category")}
+        found = {"score": scores, "score_title": split[:, 0], "score_image": split[:, 1]}
+        weights = {"weight_title": w[:, 0], "weight_image": w[:, 1]}
+        return pd.DataFrame({"rank": np.arange(1, len(rows) + 1), "row": rows} | told | found | weights)
 
 
 def encode_catalogue(model: MakeModel, catalog: Catalog, folder: Path | None = None) -> ProductVectors:

@@ -114,6 +114,21 @@ def test_encoding_does_not_depend_on_the_batch(tokenizer, pixels):
     assert model.training
 
 
+def test_encoding_leaves_every_module_in_the_mode_that_it_found(tokenizer, pixels):
+    model = make(tokenizer).eval()
+    queries, products = (
+        model.encode_queries(["red dress"]),
+        model.encode_products(["red dress"], pixels[:1], np.ones(1, bool)),
+    )
+    model.query_project.train()
+    model.image_project.train()
+    before = [module.training for module in model.modules()]
+    np.testing.assert_array_equal(model.encode_queries(["red dress"]), queries)
+    again = model.encode_products(["red dress"], pixels[:1], np.ones(1, bool))
+    np.testing.assert_array_equal(again.embedding, products.embedding)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_products_never_depend_on_queries(tokenizer, pixels):
     model = make(tokenizer, **{"model.text_layers": 1})
     before = model.encode_products(TITLES, pixels, np.ones(len(TITLES), bool)).embedding

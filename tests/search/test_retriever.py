@@ -59,6 +59,17 @@ def test_opened_vectors_stay_on_disk_and_search_as_before(model, tiny_catalog, t
     np.testing.assert_allclose(hits["score_title"] + hits["score_image"], hits["score"], atol=1e-6)
 
 
+def test_a_further_search_opens_no_file(model, tiny_catalog, monkeypatch):
+    """Of a million products the flags that say where a photograph is alone take longer than the search."""
+    retriever = Retriever.build("tiny", model, tiny_catalog)
+    before = retriever.search("red dress", 3)
+    for name in ("load", "memmap"):
+        monkeypatch.setattr(np, name, lambda *_, **__: pytest.fail("opened a file"))
+    monkeypatch.setattr("makelib.model.frozen.alone", lambda *_: pytest.fail("took a lock"))
+    pd.testing.assert_frame_equal(retriever.search("red dress", 3), before)
+    assert len(retriever.search("blue", 3)) == 3
+
+
 def test_search_within_a_category(model, tiny_catalog):
     retriever = Retriever.build("tiny", model, tiny_catalog)
     assert sorted(retriever.search("red dress", 5, "pot")["product_id"]) == ["p2", "p3", "p4"]
