@@ -231,7 +231,7 @@ class Experiment:
                 running = ", ".join(f"{label} at step {count}" for label, count in sorted(begun) if count) or doing
                 done, passed = f"{len(todo) - len(pending)}/{len(todo)} arms trained", time.time() - began
                 if before < total < steps:
-                    done += f", about {passed * (steps - total) / (total - before) / 60:.0f} min to go"
+                    done += f", about {passed * (steps - total) / (total - before) / 60 + 0.5:.0f} min to go"
                 self.status(f"{done} ({running})" if running else done)
         return failures
 

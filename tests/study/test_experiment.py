@@ -482,7 +482,7 @@ def test_who_watches_a_training_reads_what_runs_and_about_how_long(experiment, t
     assert watched._train(arms, 1, 1, "") == {}
     assert lines == [
         "0/2 arms trained, about 498 min to go (title, seed 0 at step 1)",
-        "1/2 arms trained, about 2 min to go (mean, seed 0 at step 40)",
+        "1/2 arms trained, about 3 min to go (mean, seed 0 at step 40)",
         "2/2 arms trained",
     ]
 
