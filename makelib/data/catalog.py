@@ -90,10 +90,9 @@ class Catalog:
                     "Make one with `python -m makelib data bazaar` or `python -m makelib data import <folder>`."
                 )
         info = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-        # what is read of the products later is of this edition: an import may put another in its place meanwhile
-        with _readable(tables["products"]):
-            held = pa.memory_map(str(tables["products"]))
-        files = {name: _opened(held if name == "products" else path, path) for name, path in tables.items()}
+        held, files = {}, {}
+        for name, path in tables.items():
+            held[name], files[name] = _opened(path)
         for name, schema in (("products", PRODUCTS), ("queries", QUERIES), ("interactions", INTERACTIONS)):
             missing = set(schema.names) - set(files[name].schema_arrow.names) - {"images"}  # older ones have no further
             if missing:
@@ -111,9 +110,10 @@ class Catalog:
             }
         )
         known = folder / "truth.parquet"
-        truth = _opened(known, known).read().to_pandas() if known.is_file() else None
+        truth = _opened(known)[1].read().to_pandas() if known.is_file() else None
         return cls(
-            folder, info["name"], info["fingerprint"], info, products, held, queries, interactions, truth, Photographs(held)
+            folder, info["name"], info["fingerprint"], info, products, held["products"], queries, interactions, truth,
+            Photographs(held["products"], files["products"].metadata),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -290,11 +290,10 @@ class Catalog:
 class Photographs:
     """The photographs of a products table as files, undecoded, read a few rows at a time: they may be of any size."""
 
-    def __init__(self, held: pa.MemoryMappedFile) -> None:
-        self._held, file = held, pq.ParquetFile(held)
-        self._metadata = file.metadata
-        self._starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
-        self._columns = [name for name in ("image", "images") if name in file.schema_arrow.names]
+    def __init__(self, held: pa.MemoryMappedFile, metadata: pq.FileMetaData) -> None:
+        self._held, self._metadata = held, metadata
+        self._starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
+        self._columns = [name for name in ("image", "images") if name in metadata.schema.to_arrow_schema().names]
         self._group = functools.lru_cache(maxsize=2)(self._group)
 
     @property
@@ -378,16 +377,14 @@ def rows_of(ids: pd.Series, table_ids: pd.Series, where: Path) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _opened(file: Path | pa.MemoryMappedFile, path: Path) -> pq.ParquetFile:
-    """Paths go to Arrow's own reader, which takes them letter by letter; others read [ ] * $ :: as patterns."""
-    with _readable(path):
-        return pq.ParquetFile(file)
+def _opened(path: Path) -> tuple[pa.MemoryMappedFile, pq.ParquetFile]:
+    """A table's file, held, and its reader: what is read later is of this edition, whatever an import puts in its place meanwhile.
 
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+    Paths go to Arrow's own reader, which takes them letter by letter; others read [ ] * $ :: as patterns.
+    """
     try:
-        yield
+        held = pa.memory_map(str(path))
+        return held, pq.ParquetFile(held)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"Cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 

@@ -36,7 +36,7 @@ def pictures(catalog: Catalog, model: MakeModel, make: bool = True) -> tuple[np.
     return pixels, has_image, (further, owner)
 
 
-#: without `make`, and kept: a search asks for it twice a page, and of a million products the flags alone take milliseconds
+#: without `make`, and kept: every page of hits asks for it, and of a million products the flags alone take milliseconds
 at_hand = functools.lru_cache(maxsize=8)(functools.partial(pictures, make=False))
 
 

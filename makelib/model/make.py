@@ -419,9 +419,8 @@ def further_of(owners: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, fixed batch statistics) and no gradients inside a `with`; the former modes afterwards."""
-    if learning := [
-        module for module in model.modules() if module.training
-    ]:  # asked first, for setting them takes a millisecond
+    learning = [module for module in model.modules() if module.training]
+    if learning:  # setting all of them takes a millisecond, asking does not
         model.eval()
     try:
         with torch.inference_mode():

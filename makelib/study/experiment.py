@@ -227,8 +227,8 @@ class Experiment:
                 doing = "loading torch, maps" if total == before else ends
                 bar.set_description(f"{what}: {doing}" if doing else what, refresh=False)
                 bar.update(total - bar.n)
-                begun = [(futures[future].label, taken[futures[future].label]) for future in pending]
-                running = ", ".join(f"{label} at step {count}" for label, count in sorted(begun) if count) or doing
+                waited = sorted(futures[future].label for future in pending)
+                running = ", ".join(f"{label} at step {taken[label]}" for label in waited if taken[label]) or doing
                 done, passed = f"{len(todo) - len(pending)}/{len(todo)} arms trained", time.time() - began
                 if before < total < steps:
                     done += f", about {passed * (steps - total) / (total - before) / 60 + 0.5:.0f} min to go"
