@@ -105,18 +105,26 @@ class Tokens:
     pad: int
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> Tokens:
-        """Texts longer than `length` tokens lose their tail."""
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, *, special: bool = True
+    ) -> Tokens:
+        """Texts longer than `length` tokens lose their tail; without `special` tokens they are parts of a text."""
         kind, parts = np.uint16 if len(tokenizer) <= 2**16 else np.uint32, []
         counts, written = np.zeros(len(texts) + 1, np.int64), np.zeros(len(texts), bool)
         for start in range(0, len(texts), PIECE):  # few Python lists at a time
             piece = list(texts[start : start + PIECE])
-            ids = tokenizer(piece, truncation=True, max_length=length)["input_ids"]
+            ids = tokenizer(piece, truncation=True, max_length=length, add_special_tokens=special)["input_ids"]
             counts[start + 1 : start + 1 + len(piece)] = [len(row) for row in ids]
             written[start : start + len(piece)] = [bool(text.strip()) for text in piece]
             parts.append(np.fromiter(itertools.chain.from_iterable(ids), kind))
         ids = np.concatenate(parts) if parts else np.zeros(0, kind)
         return cls(ids, np.cumsum(counts), written, tokenizer.pad_token_id)
+
+    @classmethod
+    def joined(cls, rows: Sequence[np.ndarray], pad: int) -> Tokens:
+        """Of the ids of each text, all of them written."""
+        ends = np.cumsum([0, *map(len, rows)])
+        return cls(np.concatenate([np.zeros(0, np.uint16), *rows]), ends, np.ones(len(rows), bool), pad)
 
     def __len__(self) -> int:
         return len(self.written)
@@ -126,9 +134,14 @@ class Tokens:
         if isinstance(rows, slice):
             first, last, _ = rows.indices(len(self))
             return dataclasses.replace(self, starts=self.starts[first : last + 1], written=self.written[first:last])
-        begin, end = self.starts[rows], self.starts[rows + 1]
-        ids = np.concatenate([self.ids[:0], *(self.ids[a:b] for a, b in zip(begin, end, strict=True))])
-        return Tokens(ids, np.cumsum([0, *(end - begin)]), self.written[rows], self.pad)
+        return dataclasses.replace(Tokens.joined(self.rows(rows), self.pad), written=self.written[rows])
+
+    def rows(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The ids of each of the texts `rows`, int64 (n,); none where the row is -1."""
+        begin = self.starts[rows]
+        end = np.where(rows < 0, begin, self.starts[rows + 1])
+        ids = np.asarray(self.ids)  # slices of a memory-mapped array cost ten times as much
+        return [ids[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
     def padded(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask (1 at real tokens) of some texts, int64 (B, L) with L the longest one's."""
@@ -140,30 +153,43 @@ class Tokens:
         return ids, real.astype(np.int64)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    length: int,
-    pairs: Sequence[str] | None = None,
-) -> dict[str, np.ndarray]:
-    """Token ids of a few texts: `ids`, `mask`, `segments`, each int64 (n, L) with L <= `length` the longest one's.
-
-    Texts longer than `length` tokens lose their tail.
+class Phrases:
+    """Texts that nobody wrote, made of words that were cut into tokens once: what the tokenizer would give for the whole text,
+    where a space parts its words. A step of training needs hundreds of them.
     """
-    if len(texts) == 0:
-        return {name: np.zeros((0, 1), np.int64) for name in ("ids", "mask", "segments")}
-    output = tokenizer(
-        list(texts),
-        None if pairs is None else list(pairs),
-        padding=True,
-        truncation=True,
-        max_length=length,
-        return_tensors="np",
-        return_token_type_ids=True,
-        return_attention_mask=True,
-    )
-    names = {"ids": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
-    return {name: np.asarray(output[key], dtype=np.int64) for name, key in names.items()}
+
+    #: tokens of a word, at most
+    LENGTH = 16
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> None:
+        # with the space that stands before a word within a text, which many tokenizers keep
+        self.words = Tokens.of(tokenizer, [f" {word}" for word in words], self.LENGTH, special=False)
+        one, two = tokenizer("a"), tokenizer("a", "b")
+        first, second = ([at for at, of in enumerate(two.sequence_ids()) if of == text] for text in (0, 1))
+        ids, end = np.array(two["input_ids"], self.words.ids.dtype), len(one["input_ids"])
+        self.before, self.after = ids[: first[0]], np.array(one["input_ids"][first[-1] + 1 :], ids.dtype)
+        self.between, self.last = ids[end : second[0]], ids[second[-1] + 1 :]
+
+    def _parts(self, words: np.ndarray) -> list[np.ndarray]:
+        """Tokens of some words for each text, int64 (n, k), -1 for none."""
+        each = self.words.rows(words.ravel())
+        return [np.concatenate(each[at : at + words.shape[1]]) for at in range(0, len(each), words.shape[1])]
+
+    def alone(self, words: np.ndarray) -> list[np.ndarray]:
+        """The tokens of texts of some words each, int64 (n, k), -1 for none."""
+        return [np.concatenate([self.before, part, self.after]) for part in self._parts(words)]
+
+    def behind(self, texts: Sequence[np.ndarray], words: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Pairs of a text, whose tokens are given, and some words, int64 (n, k), -1 for none, which lose their tail where there are
+        more than `length` tokens: `ids`, `mask`, `segments`, each int64 (n, L)."""
+        ends = [len(self.between), len(self.last)]
+        rows = [
+            np.concatenate([text, self.between, part[: max(0, length - len(text) - sum(ends))], self.last])
+            for text, part in zip(texts, self._parts(words), strict=True)
+        ]
+        ids, mask = Tokens.joined(rows, self.words.pad).padded(slice(None))
+        second = np.arange(ids.shape[1]) >= np.array([[len(text) + ends[0]] for text in texts])
+        return {"ids": ids, "mask": mask, "segments": second * mask}
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> np.ndarray:

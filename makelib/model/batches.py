@@ -5,7 +5,6 @@ Knows no model but for mining hard negatives.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import encode
-from makelib.data.tokens import texts_of, title_word_starts, tokens_of
+from makelib.data.text import Phrases, Tokens
+from makelib.data.tokens import title_word_starts, tokens_of
 from makelib.model.frozen import at_hand, pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, Masks, WordTables, enrich, keyword_queries
 from makelib.model.make import MakeModel, ProductVectors, further_of
@@ -60,7 +59,7 @@ class Batches:
         shown: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         self.catalog, self.settings, self.seed = catalog, settings, seed
-        self.tokenizer = copy.deepcopy(tokenizer)  # a thread of its own makes batches; tokenizers serve one at a time
+        self.tokenizer = tokenizer
         self.rank, self.world = place()
         if settings.training.batch_size % self.world:
             raise UserError(
@@ -75,13 +74,14 @@ class Batches:
         self.tables = WordTables.of(catalog)
         self.keywords = KeywordTable.of(catalog, settings.keywords)
         self.false_negatives = FalseNegatives(catalog, self.tables)
-        self.query_texts, length = texts_of(catalog, "queries"), settings.text.title_tokens
+        length, size = settings.text.title_tokens, settings.model.image_size
+        if settings.keywords.enrichment:
+            self.phrases = Phrases(tokenizer, self.keywords.vocabulary)
         self.titles = tokens_of(catalog, "products", tokenizer, length)
         self.query_tokens = tokens_of(catalog, "queries", tokenizer, settings.text.query_tokens)
         if settings.objectives.masked_language:
             starts = title_word_starts(catalog, tokenizer, length)
             self.title_words = dataclasses.replace(self.titles, ids=starts, pad=0)
-        size = settings.model.image_size
         self.pixels, self.further = shown or (catalog.images(size)[0], catalog.further_images(size))
         clicks = np.bincount(self.products, minlength=len(catalog)).astype(np.float32)
         self.log_popularity = np.log((clicks + 1) / (clicks.sum() + len(clicks)))
@@ -173,11 +173,11 @@ class Batches:
         whole["draws"] = random.random((B, 2), np.float32)
         replaced = np.zeros(B, bool)
         if settings.keywords.enrichment and settings.keywords.keyword_queries and stage == "pretrain":
-            texts, asked = keyword_queries(self.keywords, products, settings.keywords.keyword_queries, random)
-            replaced = np.array([text != "" for text in texts])
-            texts = [text or self.query_texts[row] for text, row in zip(texts, queries, strict=True)]
-            tokens = encode(self.tokenizer, texts, settings.text.query_tokens)
-            whole |= {"query_ids": tokens["ids"], "query_mask": tokens["mask"]}
+            words, asked = keyword_queries(self.keywords, products, settings.keywords.keyword_queries, random)
+            replaced = words.max(axis=1) >= 0
+            either = zip(replaced, self.phrases.alone(words), self.query_tokens.rows(queries), strict=True)
+            rows = [made[: settings.text.query_tokens] if own else typed for own, made, typed in either]
+            whole["query_ids"], whole["query_mask"] = Tokens.joined(rows, self.query_tokens.pad).padded(slice(None))
         said = whole["query_mask"].copy()
         drop_words(whole["query_mask"], settings.training.word_dropout, random)
         inputs = self._product_inputs("", products, present, mine, whole, random)
@@ -190,8 +190,7 @@ class Batches:
             inputs["negatives"] = pairs["negatives"]
         if settings.keywords.enrichment:
             extra = enrich(self.keywords, self.tables.queries[queries], products, settings.keywords, random)[mine]
-            texts = [self.query_texts[row] for row in queries[mine]]
-            enriched = encode(self.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
+            enriched = self.phrases.behind(self.query_tokens.rows(queries[mine]), extra, settings.text.enriched_tokens)
             # the enriched query lacks the same words, or it would teach what the raw one could know without it
             dropped = ((said > whole["query_mask"]) & ~replaced[:, None])[mine, : enriched["mask"].shape[1]]
             enriched["mask"][:, : dropped.shape[1]][dropped] = 0
@@ -258,8 +257,8 @@ class Batches:
         first, last = min(50, len(vectors) // 4), min(300, len(vectors) // 2)
         everyone = np.unique(self.queries)
         rows = everyone[share(len(everyone))]
-        queries = torch.from_numpy(model.encode_queries([self.query_texts[row] for row in rows]))
-        mined = np.zeros((len(self.query_texts), last - first), dtype=np.int32)
+        queries = torch.from_numpy(model.encode_queries(self.catalog.queries["query"].iloc[rows].tolist()))
+        mined = np.zeros((len(self.catalog.queries), last - first), dtype=np.int32)
         kind = self.settings.keywords.false_negatives
         for start in range(0, len(rows), 512):
             part = rows[start : start + 512]

@@ -219,4 +219,4 @@ def mean_pool(states: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         return states.mean(dim=1)
     weight = mask.to(states.dtype)
-    return torch.einsum("bld,bl->bd", states, weight) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+    return (weight[:, None] @ states).squeeze(1) / weight.sum(dim=1, keepdim=True).clamp(min=1)

@@ -105,13 +105,13 @@ class WordWeights(nn.Module):
         self.score = nn.Linear(64, 1, bias=False)  # the same for all words of a title would say nothing
         nn.init.zeros_(self.score.weight)
 
-    def forward(self, words: Tensor, mask: Tensor, u_v: Tensor) -> Tensor:
-        """words (n, d), those of all titles at the n ones of mask (B, L) row by row; u_v (B, d), zeros where there is no image
-        -> weights (B, L), 0 at padding."""
+    def forward(self, words: Tensor, place: Tensor, mask: Tensor, u_v: Tensor) -> Tensor:
+        """words (U, d), each once; place int64 (n,), which of them stands at each of the n ones of mask (B, L), row by row; u_v (B, d),
+        zeros where there is no image -> weights (B, L), 0 at padding."""
         d = u_v.shape[-1]  # entries of unit vectors, brought to size 1
-        words, title = F.normalize(words, dim=-1) * d**0.5, mask.nonzero()[:, 0]
-        seen = u_v * d**0.5
-        hidden = self.word(words) + self.image(seen)[title] + self.match(words * seen[title])
+        words, seen, title = F.normalize(words, dim=-1) * d**0.5, u_v * d**0.5, mask.nonzero()[:, 0]
+        matched = self.match(F.embedding(place, words) * F.embedding(title, seen))
+        hidden = F.embedding(place, self.word(words)) + F.embedding(title, self.image(seen)) + matched
         scores = self.score(F.gelu(hidden)).squeeze(-1).float()
         return mask.new_full(mask.shape, -1e4, dtype=torch.float32).masked_scatter(mask > 0, scores).softmax(dim=-1)
 
@@ -137,7 +137,10 @@ class Alone(nn.Module):
 
 
 class StreamFusion(nn.Module):
-    """Two streams, weighted: `p = normalise(w_t u_t + w_v u_v)` with unit-length streams, so that w means what it says."""
+    """Two streams, weighted: `p = normalise(w_t u_t + w_v u_v)` with unit-length streams, so that w means what it says.
+
+    `words` int64 (B, L): words of one number have one state wherever they stand (a bag of words), and are looked at once a batch.
+    """
 
     def __init__(
         self, weigh: nn.Module, project_title: nn.Module, words: WordWeights | None, alone: Alone | None
@@ -147,13 +150,25 @@ class StreamFusion(nn.Module):
         self._project = (project_title,)  # belongs to the model, which uses it for the plain summary too
 
     def forward(
-        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor, category: Tensor
+        self,
+        H_t: Tensor,
+        title_mask: Tensor,
+        H_v: Tensor,
+        u_t: Tensor,
+        u_v: Tensor,
+        present: Tensor,
+        category: Tensor,
+        words: Tensor | None = None,
     ) -> Product:
         if self.words is not None:
-            project = self._project[0]
-            words = project[-1](H_t[title_mask > 0])  # (n, d): the projection without its dropout, of real words alone
-            weights = self.words(words, title_mask, u_v * present[:, 1:]).to(H_t.dtype)
-            u_t = F.normalize(project(torch.einsum("bld,bl->bd", H_t, weights)), dim=-1)
+            project, lengths = self._project[0], title_mask.long().sum(dim=1)
+            at = title_mask.flatten().nonzero()[:, 0]  # (n,), where words stand
+            kinds, place = (at if words is None else words.flatten()[at]).unique(return_inverse=True)
+            states = H_t.flatten(0, 1)[at.new_empty(len(kinds)).scatter_(0, place, at)]  # (U, D)
+            # the projection without its dropout
+            weights = self.words(project[-1](states), place, title_mask, u_v * present[:, 1:])[title_mask > 0]
+            bags = {"offsets": lengths.cumsum(0) - lengths, "per_sample_weights": weights.to(states.dtype)}
+            u_t = F.normalize(project(F.embedding_bag(place, states, mode="sum", **bags)), dim=-1)
         weights = self.weigh(u_t, u_v, present, category)  # (B, 2)
         streams = torch.stack([u_t, u_v], dim=1)  # (B, 2, d)
         if self.alone is not None:
@@ -190,7 +205,7 @@ class JointFusion(nn.Module):
             nn.init.zeros_(self.project.bias)
 
     def forward(
-        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor, category: Tensor
+        self, H_t: Tensor, title_mask: Tensor, H_v: Tensor, u_t: Tensor, u_v: Tensor, present: Tensor, *_: Tensor | None
     ) -> Product:
         B, P = len(H_t), H_v.shape[1]
         words, patches = self.enter_title(H_t) + self.modality[0], self.enter_image(H_v) + self.modality[1]

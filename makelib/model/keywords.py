@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from makelib.data.catalog import Catalog
-from makelib.data.text import join, segmenter, words
+from makelib.data.text import segmenter, words
 from makelib.settings import Keywords
 
 #: what decides the tables beside the catalogue, and the arrays that a sparse matrix is made of
@@ -153,8 +153,9 @@ def enrich(
     product_rows: np.ndarray,
     settings: Keywords,
     random: np.random.Generator,
-) -> list[str]:
-    """The second segment of `q⁺ = query [SEP] keywords` for each row of a batch: up to `per_query` keywords of the clicked product.
+) -> np.ndarray:
+    """The words behind the query in `q⁺ = query [SEP] keywords` for each row of a batch: up to `per_query` keywords of the clicked
+    product, int64 (B, per_query), -1 where there is none.
 
     Sampled without replacement in proportion to their weight among those not already in the query; each is then dropped
     with probability `keyword_dropout`. `queries`: word sets of the batch's queries, csr (B, V).
@@ -167,16 +168,15 @@ def enrich(
     score = np.where(weights > 0, np.log(np.maximum(weights, 1e-12)) + noise, -np.inf)
     chosen = np.argsort(-score, axis=1, kind="stable")[:, : settings.per_query]
     kept = np.isfinite(np.take_along_axis(score, chosen, 1)) & (random.random(chosen.shape) >= settings.keyword_dropout)
-    picked = keywords.vocabulary[np.take_along_axis(ids, chosen, 1)]
-    return [" ".join(words_[keep]) for words_, keep in zip(picked, kept, strict=True)]
+    return np.where(kept, np.take_along_axis(ids, chosen, 1), -1)
 
 
 def keyword_queries(
     keywords: KeywordTable, product_rows: np.ndarray, share: float, random: np.random.Generator
-) -> tuple[list[str], sp.csr_matrix]:
-    """Queries made of one to three keywords of the clicked products, for a `share` of a batch's rows; "" for the others.
+) -> tuple[np.ndarray, sp.csr_matrix]:
+    """Queries made of one to three keywords of the clicked products, for a `share` of a batch's rows, int64 (B, k), -1 for none.
 
-    Shoppers' queries are few and soon learned by heart; these are without number. Also returns their words, csr (B, V).
+    Shoppers' queries are few and soon learned by heart; these are without number. Also returns their words as csr (B, V).
     """
     ids, weights = keywords.ids[product_rows], keywords.weights[product_rows].astype(np.float64)  # (B, k)
     score = np.where(ids >= 0, np.log(np.maximum(weights, 1e-12)) + random.gumbel(size=ids.shape), -np.inf)
@@ -187,7 +187,7 @@ def keyword_queries(
     counts = sp.csr_matrix(
         (np.ones(len(row), np.float32), (row, ids[row, place])), (len(ids), len(keywords.vocabulary))
     )
-    return [join(keywords.vocabulary[own[picked]]) for own, picked in zip(ids, chosen, strict=True)], counts
+    return np.where(chosen, ids, -1), counts
 
 
 class Masks(NamedTuple):

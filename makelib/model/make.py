@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from makelib.data.text import Tokens, encode
+from makelib.data.text import Tokens
 from makelib.model.encoders import (
     ImageEncoder,
     ImagePool,
@@ -104,8 +104,8 @@ class MakeModel(PreTrainedModel):
         super().__init__(config)
         if config.fusion not in FUSIONS:
             raise UserError(f"Unknown fusion {config.fusion!r}. Choose one of: {', '.join(FUSIONS)}.")
-        D, d = config.width, config.dim
-        text = AutoConfig.for_model(**config.text)
+        D, d, text = config.width, config.dim, AutoConfig.for_model(**config.text)
+        self.bag_of_words = text.num_hidden_layers == 0
         self.sees_title, self.sees_image = config.fusion != "image", config.fusion != "title"
         self.query_encoder = QueryEncoder(text, D)
         # a mean loses some of its entries in training: a few thousand query strings are soon learned by heart
@@ -203,7 +203,7 @@ class MakeModel(PreTrainedModel):
         """
         H_t, H_v = self.states(title_ids, title_mask, pixels, owner)
         u_t, u_v = self.summaries(H_t, title_mask, H_v)
-        return self.fusion(H_t, title_mask, H_v, u_t, u_v, present, category)
+        return self.fusion(H_t, title_mask, H_v, u_t, u_v, present, category, title_ids if self.bag_of_words else None)
 
     def forward(self, batch: dict[str, Tensor], weights: Objectives) -> dict[str, Tensor]:
         """Features for `makelib.model.losses.objectives`: those of `features`, and of the `matches` with the rows of all processes."""
@@ -222,11 +222,11 @@ class MakeModel(PreTrainedModel):
         With `negative_*` (hard negatives): `p_hard (B, d)`. With `masked_ids`: `word_loss` (1,), the summed cross-entropy of the
         masked words. With a weight for matching: `H_q (B, L, D)`, `H_t (B, L, D)`, `H_v (B, P, D)`.
         """
-        mask, present = batch["title_mask"], batch["present"]
+        mask, present, words = batch["title_mask"], batch["present"], batch["title_ids"] if self.bag_of_words else None
         H_q = self.query_states(batch["query_ids"], batch["query_mask"])
         H_t, H_v = self.states(batch["title_ids"], mask, batch["pixels"], batch.get("owner"))
         u_t, u_v = self.summaries(H_t, mask, H_v)
-        product = self.fusion(H_t, mask, H_v, u_t, u_v, present, batch["category"])
+        product = self.fusion(H_t, mask, H_v, u_t, u_v, present, batch["category"], words)
         features = {
             "q": self.query(None, batch["query_mask"], states=H_q),
             "p": product.embedding,
@@ -285,8 +285,8 @@ class MakeModel(PreTrainedModel):
         """Embeddings float32 (n, d) of query strings. Dropout is off while encoding."""
         if len(queries) == 0:
             return np.zeros((0, self.config.dim), np.float32)
-        tokens = encode(self._needs_tokenizer(), list(queries), self.config.query_tokens)
-        parts = [torch.from_numpy(tokens[name]).to(self.device).split(512) for name in ("ids", "mask")]
+        tokens = Tokens.of(self._needs_tokenizer(), list(queries), self.config.query_tokens).padded(slice(None))
+        parts = (torch.from_numpy(array).to(self.device).split(512) for array in tokens)
         with _evaluating(self):
             return torch.cat([self.query(*part) for part in zip(*parts, strict=True)]).float().cpu().numpy()
 
@@ -312,20 +312,21 @@ class MakeModel(PreTrainedModel):
         """
         if not isinstance(titles, Tokens):
             titles = Tokens.of(self._needs_tokenizer(), titles, self.config.title_tokens)
-        outputs = []
+        if len(titles) == 0:
+            nothing = np.zeros((0, 2, self.config.dim), np.float32)
+            return ProductVectors(nothing[:, 0], nothing[:, :, 0], nothing)
+        outputs, rows, (more, owners) = [], np.arange(len(titles)), further or (pixels[:0], np.zeros(0, np.int64))
         categories = np.zeros(len(titles), np.int64) if categories is None else categories
         with _evaluating(self):
             for start in range(0, len(titles), batch_size):
                 piece = slice(start, start + batch_size)
                 present = np.stack([titles.written[piece], has_image[piece]], axis=1).astype(np.float32)
-                shown, owner = with_further(np.array(pixels[piece]), further, np.arange(len(titles))[piece])
+                places, owner = further_of(owners, rows[piece])
+                shown = np.concatenate([pixels[piece], more[places]])
                 shown = shown if shown.dtype == np.uint8 else shown[:, 0]  # not the mirror image
                 arrays = (*titles.padded(piece), shown, present, categories[piece], owner)
                 product = self.product(*(torch.from_numpy(array).to(self.device) for array in arrays))
                 outputs.append([x.float().cpu().numpy() for x in (product.embedding, product.weights, product.parts)])
-        if not outputs:
-            d = self.config.dim
-            return ProductVectors(*(np.zeros((0, *shape), np.float32) for shape in ((d,), (2,), (2, d))))
         return ProductVectors(*(np.concatenate(column) for column in zip(*outputs, strict=True)))
 
     def _needs_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -395,17 +396,6 @@ class MakeModel(PreTrainedModel):
             for name, tensor in sorted(self.state_dict().items())
         )
         return fingerprint(*weights)
-
-
-def with_further(
-    pixels: np.ndarray, further: tuple[np.ndarray, np.ndarray] | None, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """`pixels` (B, S, S, 3) of products `rows`, int64 (B,), with those of their further photographs behind them, and `owner`
-    (M,), the position in `rows` that each of these belongs to."""
-    if further is None or not len(further[1]):
-        return pixels, np.zeros(0, np.int64)
-    places, owner = further_of(further[1], rows)
-    return np.concatenate([pixels, further[0][places]]), owner
 
 
 def further_of(owners: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from makelib.data.catalog import Catalog
 from makelib.data.sources.bazaar.goods import stuff
 from makelib.data.sources.bazaar.pictures import corrupt
-from makelib.data.text import encode, join
+from makelib.data.text import Phrases, Tokens, join
 from makelib.data.text import words as words_of
 from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich
-from makelib.model.make import MakeModel, ProductVectors
+from makelib.model.make import ProductVectors
 from makelib.runtime import progress
 from makelib.search.retriever import Retriever
 from makelib.settings import Settings
@@ -238,28 +239,22 @@ def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Setting
     clicked = first.loc[query_rows].to_numpy()
     words = WordTables.of(catalog)
     chosen = settings.replace(**{"keywords.keyword_dropout": 0.0}).keywords
-    extra = enrich(
-        KeywordTable.of(retriever.catalog, chosen), words.queries[query_rows], clicked, chosen, np.random.default_rng(0)
-    )
+    keywords = KeywordTable.of(catalog, chosen)
+    extra = enrich(keywords, words.queries[query_rows], clicked, chosen, np.random.default_rng(0))
     texts = catalog.queries["query"].iloc[query_rows].tolist()
+    typed = Tokens.of(model.tokenizer, texts, settings.text.query_tokens).rows(np.arange(len(texts)))
+    pairs = Phrases(model.tokenizer, keywords.vocabulary).behind(typed, extra, settings.text.enriched_tokens)
+    model.eval()
+    with torch.inference_mode():
+        enriched = model.query(*(torch.from_numpy(array).to(model.device) for array in pairs.values()))
     rows = []
     for name, vectors in {
         "raw query": model.encode_queries(texts),
-        "query and keywords": _encode_pairs(model, texts, extra, settings),
+        "query and keywords": enriched.float().cpu().numpy(),
     }.items():
         scores = _scores(catalog, query_rows, vectors, retriever.vectors, settings)
         rows.append({"asked": name, **scores.select_dtypes("number").mean().to_dict()})
     return pd.DataFrame(rows).set_index("asked")
-
-
-def _encode_pairs(model: MakeModel, texts: list[str], extra: list[str], settings: Settings) -> np.ndarray:
-    import torch
-
-    tokens = encode(model.tokenizer, texts, settings.text.enriched_tokens, pairs=extra)
-    model.eval()
-    with torch.inference_mode():
-        q = model.query(*(torch.from_numpy(tokens[name]).to(model.device) for name in ("ids", "mask", "segments")))
-    return q.float().cpu().numpy()
 
 
 def _scores(

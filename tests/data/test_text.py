@@ -5,14 +5,15 @@ import unicodedata
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from makelib.data import text
 from makelib.data.text import (
+    Phrases,
     Tokens,
-    encode,
     fast_tokenizer,
     identity,
     join,
@@ -77,20 +78,18 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     assert again(SAMPLES)["input_ids"] == tokenizer(SAMPLES)["input_ids"]
 
 
-def test_encode_pads_cuts_and_marks(tokenizer):
-    tokens = encode(tokenizer, ["red", "red striped dress red striped dress"], 5)
-    assert tokens["ids"].shape == (2, 5)
-    assert tokens["ids"].dtype == np.int64
-    assert tokens["mask"].sum(axis=1).tolist()[1] == 5
-    assert (tokens["ids"][0][tokens["mask"][0] == 0] == tokenizer.pad_token_id).all()
-    assert (tokens["ids"][:, 0] == tokenizer.cls_token_id).all()
-    pair = encode(tokenizer, ["red", "dress"], 12, pairs=["striped dress", ""])
-    assert pair["segments"][0].sum() > 0
-    assert encode(tokenizer, [], 5)["ids"].shape == (0, 1)
+def test_texts_are_padded_cut_and_marked(tokenizer):
+    ids, mask = Tokens.of(tokenizer, ["red", "red striped dress red striped dress"], 5).padded(slice(None))
+    assert ids.shape == (2, 5)
+    assert ids.dtype == np.int64
+    assert mask.sum(axis=1).tolist()[1] == 5
+    assert (ids[0][mask[0] == 0] == tokenizer.pad_token_id).all()
+    assert (ids[:, 0] == tokenizer.cls_token_id).all()
+    assert Tokens.of(tokenizer, [], 5).padded(slice(None))[0].shape == (0, 1)
 
 
 def test_an_empty_title_still_has_one_token(tokenizer):
-    assert encode(tokenizer, [""], 5)["mask"].sum() == 1
+    assert Tokens.of(tokenizer, [""], 5).padded(slice(None))[1].sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,8 @@ def test_chinese_catalogues_are_told_to_install_jieba(segmenter):
 def test_tokens_without_padding_are_those_with_it(tokenizer, piece, monkeypatch):
     monkeypatch.setattr(text, "PIECE", piece)
     texts = [*SAMPLES, "", " ", "a " * 50]
-    tokens, wanted = Tokens.of(tokenizer, texts, 9), encode(tokenizer, texts, 9)
+    tokens, output = Tokens.of(tokenizer, texts, 9), tokenizer(texts, truncation=True, max_length=9, padding=True)
+    wanted = {"ids": np.array(output["input_ids"]), "mask": np.array(output["attention_mask"])}
     assert tokens.ids.dtype == np.uint16
     assert tokens.written.tolist() == [True] * len(SAMPLES) + [False, False, True]
     for rows in (np.array([3, 12, 0, 3]), slice(2, 7), slice(None)):
@@ -178,6 +178,54 @@ def test_tokens_without_padding_are_those_with_it(tokenizer, piece, monkeypatch)
     part = tokens[4:9]
     assert len(part) == 5
     np.testing.assert_array_equal(part.padded(slice(1, 4))[0], tokens.padded(slice(5, 8))[0])
+
+
+def bert_like():
+    """`[CLS] a [SEP] b [SEP]`, words cut into pieces by WordPiece."""
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "a", "b", "red", "striped", "dr", "##ess", "##es", "##s"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    return fast_tokenizer(made)
+
+
+def roberta_like():
+    """`<s> a </s></s> b </s>`, and a word after a space is another one than at the beginning of a text."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "<pad>", "</s>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(["red striped dress"] * 9, trainer)
+    made.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.mark.parametrize("kind", ["own", "bert", "roberta"])
+def test_phrases_are_what_the_tokenizer_gives_for_the_whole_text(tokenizer, kind):
+    tokenizer = {"own": lambda: tokenizer, "bert": bert_like, "roberta": roberta_like}[kind]()
+    vocabulary = ["red", "striped", "dress", "t-shirt", "5000mah", "d'été"]
+    phrases, chosen = Phrases(tokenizer, vocabulary), np.array([[0, -1, 2], [-1, -1, -1], [5, 3, 4], [1, 1, -1]])
+    texts = [" ".join(vocabulary[word] for word in row if word >= 0) for row in chosen]
+    alone = phrases.alone(chosen)
+    assert [row.tolist() for row in alone] == tokenizer(texts)["input_ids"]
+    first = ["blue dress", "", "red", "a striped dress"]
+    pairs = phrases.behind([np.array(ids) for ids in tokenizer(first)["input_ids"]], chosen, 99)
+    wanted = tokenizer(first, texts, padding=True, return_token_type_ids=True, return_tensors="np")
+    np.testing.assert_array_equal(pairs["ids"], wanted["input_ids"])
+    np.testing.assert_array_equal(pairs["mask"], wanted["attention_mask"])
+    if kind == "roberta":  # which has no segments
+        assert [row.sum() for row in pairs["segments"]] == [len(row) - 1 for row in alone]
+    else:
+        np.testing.assert_array_equal(pairs["segments"], wanted["token_type_ids"])
+    longest = pairs["ids"].shape[1]
+    cut = phrases.behind([np.array(ids) for ids in tokenizer(first)["input_ids"]], chosen, longest - 1)
+    assert cut["ids"].shape[1] == longest - 1
+    np.testing.assert_array_equal(cut["ids"][1], pairs["ids"][1, :-1], "what is short enough stays whole")
+    ends = [row[mask > 0][-1] for row, mask in zip(cut["ids"], cut["mask"], strict=True)]
+    assert kind == "own" or set(ends) == {2}, "words go, the end stays"
 
 
 def test_a_tokenizer_is_told_by_what_it_does_and_not_by_what_was_asked_last(tokenizer):

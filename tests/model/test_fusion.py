@@ -123,7 +123,7 @@ def test_words_count_as_their_photograph_says():
         module.words.match.weight[0] = 20.0
         module.words.score.weight[0, 0] = 1.0
     words = torch.nn.functional.normalize(title(H_t), dim=-1)
-    weights = module.words(title[-1](H_t[mask > 0]), mask, u_v)
+    weights = module.words(title[-1](H_t[mask > 0]), torch.arange(int(mask.sum())), mask, u_v)
     agreement = torch.einsum("bld,bd->bl", words, u_v).masked_fill(mask == 0, -1)
     assert (weights.argmax(1) == agreement.argmax(1)).all()
     assert (weights[mask == 0] == 0).all()
@@ -148,7 +148,40 @@ def test_words_weigh_what_one_network_on_word_image_and_their_product_says():
             scores[place] = words.score(torch.nn.functional.gelu(joint @ evidence + words.word.bias))
         for place, weight in zip(scores, torch.cat([*scores.values()]).softmax(0), strict=True):
             expected[product, place] = weight
-    assert torch.allclose(words(title[-1](H_t[mask > 0]), mask, u_v), expected, atol=1e-5)
+    weights = words(title[-1](H_t[mask > 0]), torch.arange(int(mask.sum())), mask, u_v)
+    assert torch.allclose(weights, expected, atol=1e-5)
+    alone = module(H_t, mask, torch.zeros(B, P, D), torch.zeros(B, d), u_v, torch.ones(B, 2), CATEGORY)
+    summary = title((expected[..., None] * H_t).sum(dim=1))
+    assert torch.allclose(alone.parts[:, 0], _part(module, summary, u_v), atol=1e-5)
+
+
+def _part(module, title_summary, u_v):
+    """The title's part of an embedding, from its summary."""
+    u_t = torch.nn.functional.normalize(title_summary, dim=-1)
+    w = module.weigh(u_t, u_v, torch.ones(B, 2), CATEGORY)
+    return w[:, :1] * u_t / (w[:, :1] * u_t + w[:, 1:] * u_v).norm(dim=-1, keepdim=True)
+
+
+def test_words_of_a_bag_are_looked_at_once_and_count_as_before():
+    """Said that equal words have equal states, embeddings and gradients are those of every word for itself."""
+    module, title, image = fusion("adaptive")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    _, mask, H_v, _, u_v = inputs(title, image)
+    ids = torch.randint(0, 6, mask.shape, generator=torch.Generator().manual_seed(3))
+    assert len(ids[mask > 0].unique()) < mask.sum()
+    found = []
+    for known in (None, ids):
+        vectors = torch.nn.Embedding(6, D, _weight=torch.linspace(-1, 1, 6 * D).view(6, D).sin())
+        H_t, seen = vectors(ids), u_v.detach().clone().requires_grad_()
+        u_t = torch.nn.functional.normalize(title(mean_pool(H_t, mask)), dim=-1)
+        product = module(H_t, mask, H_v, u_t, seen, torch.ones(B, 2), CATEGORY, known)
+        wanted = [vectors.weight, seen, *title.parameters(), *module.words.parameters()]
+        found.append([product.embedding, *torch.autograd.grad(product.embedding[:, 0].sum(), wanted)])
+    for each, once in zip(*found, strict=True):
+        assert torch.allclose(each, once, atol=1e-6)
+        assert once.abs().sum() > 0
 
 
 def test_only_what_stands_alone_is_mapped():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from makelib.data.text import train_tokenizer
 from makelib.model.encoders import ImagePool
-from makelib.model.make import MakeModel, with_further
+from makelib.model.make import MakeModel, further_of
 from makelib.model.matching import sampled
 from makelib.runtime import UserError
 from makelib.settings import FUSIONS, preset
@@ -177,6 +177,7 @@ def test_backbones_by_name_start_from_their_weights(tokenizer, tmp_path):
         want = donor.query_encoder.backbone.state_dict()["encoder.layer.0.attention.self.query.weight"]
         assert torch.equal(side.backbone.state_dict()["encoder.layer.0.attention.self.query.weight"], want)
     assert model.encode_queries(["red dress"]).shape == (1, 16)
+    assert model.encode_queries([]).shape == (0, 16)
 
 
 def test_hard_negatives_follow_similarity_and_never_the_mask():
@@ -249,10 +250,8 @@ def test_further_photographs_count_for_their_own_product_only(fusion, tokenizer,
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=12), st.lists(st.integers(-1, 5), min_size=1, max_size=8))
-def test_with_further_takes_each_row_its_own(owners, rows):
+def test_each_row_has_its_own_further_photographs(owners, rows):
     owners = np.sort(np.array(owners, dtype=np.int64))
-    further = np.arange(len(owners), dtype=np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=3)
-    first = np.full((len(rows), 1, 1, 3), 200, np.uint8)
-    pixels, owner = with_further(first, (further, owners), np.array(rows))
+    places, owner = further_of(owners, np.array(rows))
     expected = [(place, int(k)) for place, row in enumerate(rows) for k in np.flatnonzero(owners == row)]
-    assert list(zip(owner.tolist(), pixels[len(rows) :, 0, 0, 0].tolist(), strict=True)) == expected
+    assert list(zip(owner.tolist(), places.tolist(), strict=True)) == expected

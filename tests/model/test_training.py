@@ -441,7 +441,7 @@ def test_some_queries_are_keywords_of_the_clicked_product(catalog):
         tokenizer.decode(ids[mask > 0][1:]).strip()
         for ids, mask in zip(some.inputs["query_ids"], some.inputs["query_mask"], strict=True)
     ]
-    replaced = np.array([text != batches.query_texts[row] for text, row in zip(said, queries, strict=True)])
+    replaced = np.array(said) != catalog.queries["query"].to_numpy()[queries]
     assert 0.2 < replaced.mean() < 0.8
     titles = catalog.products["title"].fillna("").to_numpy()[products]
     for row in np.flatnonzero(replaced):
@@ -513,7 +513,7 @@ def test_what_depends_on_the_catalogue_alone_is_made_once(tmp_path, monkeypatch)
     """Two arms, another model's validation included: nothing is cut, counted or trained again, and nothing is copied into memory."""
     catalog, settings = toy(tmp_path / "catalogue"), tiny(**{"objectives.masked_language": 0.1})
     train(catalog, settings, 0, tmp_path / "one", on_step=lambda *_: None)
-    for name in ("train_tokenizer", "word_starts", "Tokens.of"):
+    for name in ("train_tokenizer", "word_starts", "texts_of"):
         monkeypatch.setattr(f"makelib.data.tokens.{name}", lambda *_: pytest.fail("made twice"))
     for name in ("_counted", "_heaviest"):
         monkeypatch.setattr(f"makelib.model.keywords.{name}", lambda *_: pytest.fail("made twice"))
