@@ -503,13 +503,19 @@ def test_progress_is_one_line_now_and_then_where_output_is_a_log(monkeypatch, ca
     assert capsys.readouterr().out.split("\n") == ["at 15", "at 30", ""]
 
 
-def test_memory_counts_descendants():
-    grandchild = "import time; block = b'x' * 60_000_000; print('ready', flush=True); time.sleep(60)"
+def test_memory_counts_descendants_and_no_files_that_are_mapped(tmp_path):
+    grandchild = (
+        "import mmap, time; block = b'x' * 60_000_000; f = open({file!r}, 'rb'); "
+        "m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ); m.read(); print('ready', flush=True); time.sleep(60)"
+    )
+    file = tmp_path / "mapped"
+    file.write_bytes(b"x" * 300_000_000)
+    grandchild = grandchild.format(file=str(file))
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     child = psutil.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline() == b"ready\n"
-        assert reports._resident(child) > 60_000_000
+        assert 60_000_000 < reports._held(child) < (200_000_000 if sys.platform == "linux" else 2**40)
         family = child.children(recursive=True)
     finally:
         reports._stop(child)

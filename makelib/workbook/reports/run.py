@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -175,7 +174,7 @@ class _Run:
             started, cells = time.monotonic(), "starting"
             try:
                 while child.poll() is None:
-                    self.peak_memory = max(self.peak_memory, _resident(child))
+                    self.peak_memory = max(self.peak_memory, _held(child))
                     cells = _cells_done(executed) or cells
                     line.show(f"{label}  {cells}  {duration(time.monotonic() - started)}  {self._last_word()}")
                     with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
@@ -284,13 +283,15 @@ def _notebook_error(executed: Path, cell_timeout: float) -> str:
     return ""
 
 
-def _resident(child: psutil.Process) -> int:
-    """Resident memory of a process and its descendants, in bytes (pages that they share count for each)."""
+def _held(child: psutil.Process) -> int:
+    """Memory that a process and its descendants hold for themselves, in bytes. Files that they map do not count: the system takes
+    that room back when it is short, and a million photographs would look like memory that a run needs."""
     total = 0
     with contextlib.suppress(psutil.Error):
         for process in (child, *child.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+                memory = process.memory_info()
+                total += memory.rss - getattr(memory, "shared", 0)  # which only Linux tells
     return total
 
 
@@ -330,7 +331,6 @@ class _Line:
 
 def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings) -> dict[str, Any]:
     """`summary.json` as a dictionary; its schema is described in reports/README.md."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     catalogue = dict.fromkeys(("name", "fingerprint", "products", "queries", "interactions", "generated_queries"))
     catalogue["name"] = run.parameters["catalog"]
     written = _read_json(run.out / "catalogue.json")
@@ -354,7 +354,7 @@ def _summary(run: _Run, plan: list[Notebook], settings: settings_module.Settings
             **run.made_by,
             "catalogue": catalogue,
             "wall_seconds": {**seconds, "total": round(time.monotonic() - run.started, 1)},
-            "peak_memory_bytes": max(run.peak_memory, children),
+            "peak_memory_bytes": run.peak_memory,
         },
         "results": results,
         "verdict": said,
