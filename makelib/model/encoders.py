@@ -169,9 +169,9 @@ class ImageEncoder(nn.Module):
         pixels = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)  # (B, 3, S, S), channels last in memory
         # single pixels and not means: where two colours meet, their mean is a third that is not there
         cells = F.interpolate(pixels / 127.5 - 1, self.CELLS, mode="nearest-exact").permute(0, 2, 3, 1)
-        # |cell|² less the squared distance of cell and bin
-        nearness = F.linear(cells, 2 * self.colours, -self.colours.square().sum(dim=1))
-        maps = [*self.backbone((pixels - self.mean) / self.std), (6 * nearness).softmax(dim=-1).permute(0, 3, 1, 2)]
+        # six times |cell|² less the squared distance of cell and bin
+        nearness = F.linear(cells, 12 * self.colours, -6 * self.colours.square().sum(dim=1))
+        maps = [*self.backbone((pixels - self.mean) / self.std), nearness.softmax(dim=-1).permute(0, 3, 1, 2)]
         levels = []
         for level, look in zip(maps, self.look, strict=True):
             where = F.adaptive_avg_pool2d(self.where, level.shape[2:]).flatten(1)  # (P, places)
