@@ -182,7 +182,7 @@ class Training:
     #: rows whose features are computed at once; memory then does not grow with the batch (gradient caching). 0: all
     chunk: int = 0
     #: steps in which a from-scratch image encoder learns to name what it sees, once per catalogue; 0 = none
-    image_warmup: int = 4800
+    image_warmup: int = 2400
     image_warmup_batch: int = 64
     image_warmup_rate: float = 5e-3
     learning_rate: float = 4e-3
