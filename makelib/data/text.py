@@ -172,8 +172,8 @@ class Phrases:
 
     def _parts(self, words: np.ndarray) -> list[np.ndarray]:
         """Tokens of some words for each text, int64 (n, k), -1 for none."""
-        each = self.words.rows(words.ravel())
-        return [np.concatenate(each[at : at + words.shape[1]]) for at in range(0, len(each), words.shape[1])]
+        each = iter(self.words.rows(words.ravel()))
+        return [np.concatenate([self.before[:0], *itertools.islice(each, words.shape[1])]) for _ in words]
 
     def alone(self, words: np.ndarray) -> list[np.ndarray]:
         """The tokens of texts of some words each, int64 (n, k), -1 for none."""

@@ -174,7 +174,7 @@ class Batches:
         replaced = np.zeros(B, bool)
         if settings.keywords.enrichment and settings.keywords.keyword_queries and stage == "pretrain":
             words, asked = keyword_queries(self.keywords, products, settings.keywords.keyword_queries, random)
-            replaced = words.max(axis=1) >= 0
+            replaced = np.any(words >= 0, axis=1)
             either = zip(replaced, self.phrases.alone(words), self.query_tokens.rows(queries), strict=True)
             rows = [made[: settings.text.query_tokens] if own else typed for own, made, typed in either]
             whole["query_ids"], whole["query_mask"] = Tokens.joined(rows, self.query_tokens.pad).padded(slice(None))

@@ -211,6 +211,8 @@ def test_phrases_are_what_the_tokenizer_gives_for_the_whole_text(tokenizer, kind
     texts = [" ".join(vocabulary[word] for word in row if word >= 0) for row in chosen]
     alone = phrases.alone(chosen)
     assert [row.tolist() for row in alone] == tokenizer(texts)["input_ids"]
+    none = phrases.alone(chosen[:, :0])  # where a query is given no keyword at all
+    assert [row.tolist() for row in none] == tokenizer([""] * 4)["input_ids"]
     first = ["blue dress", "", "red", "a striped dress"]
     pairs = phrases.behind([np.array(ids) for ids in tokenizer(first)["input_ids"]], chosen, 99)
     wanted = tokenizer(first, texts, padding=True, return_token_type_ids=True, return_tensors="np")

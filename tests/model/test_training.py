@@ -452,6 +452,14 @@ def test_some_queries_are_keywords_of_the_clicked_product(catalog):
     assert torch.equal(some.pairs["negatives"][~replaced], none.pairs["negatives"][~replaced])
 
 
+@pytest.mark.parametrize("none", ["keywords.per_query", "keywords.per_title"])
+def test_a_query_may_get_no_keyword(catalog, none):
+    settings = tiny(**{none: 0})
+    inputs = Batches(catalog, tokenizer_for(catalog, settings), settings, 0)("pretrain", 0).inputs
+    raw = Batches(catalog, tokenizer_for(catalog, settings), tiny(), 0).query_tokens
+    assert inputs["enriched_mask"].sum(dim=1).max() <= 1 + max(len(ids) for ids in raw.rows(np.arange(len(raw))))
+
+
 def test_dropped_words_keep_the_first_token_and_the_padding():
     mask = np.ones((2000, 6), np.int64)
     mask[:, 5] = 0
