@@ -116,7 +116,7 @@ def search(given: Namespace) -> None:
 
     query = os.fsencode(given.query).decode("utf-8", "replace")  # as it was typed, also where the locale is not UTF-8
     if not query.strip():
-        raise UserError('The query is empty; write some words, such as "red dress".')
+        raise UserError('The query is empty; write some words, such as "green backpack".')
     retriever = Retriever.open(find_model(given.run, given.variant))
     hits = retriever.search(query, given.k, given.category).drop(columns="row")
     if not knows(retriever.catalog, query):
@@ -269,7 +269,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder (default: beside the model, its name and what is other)")
 
     sub = _add(commands, search, "search", "search a catalogue by text", trained)
-    sub.add_argument("query", help='such as "red dress"')
+    sub.add_argument("query", help='such as "green backpack"')
     sub.add_argument("-k", type=int, default=10, help="how many products (default: 10)")
     sub.add_argument("--category", help="only products of this category")
     sub.add_argument("--json", action="store_true", help="print JSON")

@@ -92,7 +92,7 @@ class MakeModel(PreTrainedModel):
 
     Example:
         >>> model = MakeModel.from_pretrained("reports/quick/models/…/model")        # doctest: +SKIP
-        >>> model.encode_queries(["red dress"]).shape                        # doctest: +SKIP
+        >>> model.encode_queries(["green backpack"]).shape                        # doctest: +SKIP
         (1, 64)
     """
 

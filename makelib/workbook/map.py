@@ -93,7 +93,7 @@ class CatalogueMap(Live):
         self._ranks: list[int] = []
 
     def show(self, **changes: Any) -> None:
-        """Change what is shown: `map.show(query="red dress", colour="relevance")`."""
+        """Change what is shown: `map.show(query="green backpack", colour="relevance")`."""
         with self._lock:
             self.state = self._checked(dataclasses.replace(self.state, **changes))
             if "widget" in self.__dict__:

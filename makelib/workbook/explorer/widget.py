@@ -82,7 +82,7 @@ class QueryExplorer(Live):
         picture: Path | str | None = None,
         **changes: Any,
     ) -> HTML:
-        """Results as static HTML: `explorer.page("red dress", compare="title")`.
+        """Results as static HTML: `explorer.page("green backpack", compare="title")`.
 
         `rank=1` adds why the first product came first; `picture` is a file to search by; `changes` are attributes of
         `State`.
@@ -116,7 +116,7 @@ class QueryExplorer(Live):
     # -- state ----------------------------------------------------------------------------------------------------
 
     def show(self, state: State | None = None, **changes: Any) -> None:
-        """Go to a state, or change the present one: `explorer.show(query="red dress", k=24)`."""
+        """Go to a state, or change the present one: `explorer.show(query="green backpack", k=24)`."""
         with self._lock:
             self.state = self.views.check(dataclasses.replace(state or self.state, **changes))
             if "widget" in self.__dict__:
