@@ -33,13 +33,16 @@ def geometry(retrievers: Mapping[str, Retriever], query_rows: np.ndarray) -> pd.
     lines = {}
     for name, retriever in retrievers.items():
         queries = _queries(retriever, query_rows)
-        products = np.asarray(retriever.vectors.embedding, np.float32)
+        products = retriever.vectors.embedding
         position, product = positives(retriever.catalog, query_rows)
-        apart = 2 - 2 * (queries[position] * products[product]).sum(axis=1)
-        chosen = np.random.default_rng(0).permutation(len(products))[:SAMPLE]
+        asked, begin = np.unique(position, return_index=True)
+        # query by query: a word that a tenth of a million products meet has more positives than all others together
+        met = zip(queries[asked], np.split(product, begin[1:]), strict=True)
+        apart = [2 - 2 * np.mean(products[rows].astype(np.float32) @ query) for query, rows in met if len(rows)]
+        chosen = np.sort(np.random.default_rng(0).permutation(len(products))[:SAMPLE])
         lines[name] = {
-            "alignment": pd.Series(apart).groupby(position).mean().mean(),
-            "uniformity of products": _uniformity(products[np.sort(chosen)]),
+            "alignment": np.mean(apart) if apart else np.nan,
+            "uniformity of products": _uniformity(products[chosen].astype(np.float32)),
             "uniformity of queries": _uniformity(queries[:SAMPLE]),
         }
     return pd.DataFrame(lines).T.rename_axis("variant")

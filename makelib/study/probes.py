@@ -5,6 +5,7 @@ what does it lose without one modality, and are masked negatives really false? E
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,13 @@ from makelib.data.sources.bazaar.goods import stuff
 from makelib.data.sources.bazaar.pictures import corrupt
 from makelib.data.text import Phrases, Tokens, join
 from makelib.data.text import words as words_of
+from makelib.model.batches import SHARD
 from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich
-from makelib.model.make import ProductVectors
+from makelib.model.make import ProductVectors, further_of
 from makelib.runtime import progress
 from makelib.search.retriever import Retriever
-from makelib.settings import Settings
+from makelib.settings import Index, Settings
 from makelib.study.metrics import evaluate
 from makelib.study.readers import can_read
 from makelib.study.statistics import interval
@@ -176,18 +178,24 @@ def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: S
     The leave-one-out check that weights alone cannot give: which words of a title count depends on the photograph, too.
     """
     catalog, model = retriever.catalog, retriever.model
-    shown, has_image, further = pictures(catalog, model)
-    titles = catalog.products["title"].fillna("").tolist()
+    pixels, has_image, (further, owners) = pictures(catalog, model)
+    titles = catalog.products["title"].fillna("")
     queries = model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
-    views = {
-        "title and image": retriever.vectors,
-        "without images": model.encode_products(titles, shown, np.zeros_like(has_image)),
-        "without titles": model.encode_products([""] * len(titles), shown, has_image, further),
-    }
-    rows = []
-    for view, vectors in views.items():
-        table = _scores(catalog, query_rows, queries, vectors, settings)
-        rows.append({"indexed": view, **table.select_dtypes("number").mean().to_dict()})
+    rows = [{"indexed": "title and image", **_scores(retriever, query_rows, queries, settings)}]
+    for view, told, seen in (("without images", True, False), ("without titles", False, True)):
+        shards = []
+        for start in progress(range(0, len(catalog), SHARD), description=view, unit="shard"):
+            shard = np.arange(start, min(start + SHARD, len(catalog)))
+            places, owner = further_of(owners, shard)
+            vectors = model.encode_products(
+                titles.iloc[shard].tolist() if told else [""] * len(shard),
+                pixels[start : start + SHARD],
+                has_image[shard] & seen,
+                (further[places], owner) if seen else None,
+            )
+            shards.append((vectors.embedding, vectors.weights))  # the parts of a million would be gigabytes
+        left = replace(retriever, vectors=ProductVectors(*map(np.concatenate, zip(*shards, strict=True))))
+        rows.append({"indexed": view, **_scores(left, query_rows, queries, settings)})
     return pd.DataFrame(rows).set_index("indexed")
 
 
@@ -247,22 +255,16 @@ def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Setting
     model.eval()
     with torch.inference_mode():
         enriched = model.query(*(torch.from_numpy(array).to(model.device) for array in pairs.values()))
-    rows = []
-    for name, vectors in {
-        "raw query": model.encode_queries(texts),
-        "query and keywords": enriched.float().cpu().numpy(),
-    }.items():
-        scores = _scores(catalog, query_rows, vectors, retriever.vectors, settings)
-        rows.append({"asked": name, **scores.select_dtypes("number").mean().to_dict()})
+    asked = {"raw query": model.encode_queries(texts), "query and keywords": enriched.float().cpu().numpy()}
+    rows = [{"asked": name, **_scores(retriever, query_rows, each, settings)} for name, each in asked.items()]
     return pd.DataFrame(rows).set_index("asked")
 
 
-def _scores(
-    catalog: Catalog, query_rows: np.ndarray, queries: np.ndarray, vectors: ProductVectors, settings: Settings
-) -> pd.DataFrame:
-    k = min(max(settings.evaluation.cutoffs), len(catalog))
-    ranked = np.argsort(-(queries @ vectors.embedding.T), axis=1, kind="stable")[:, :k]
-    return evaluate(catalog, query_rows, ranked, settings.evaluation)
+def _scores(retriever: Retriever, query_rows: np.ndarray, queries: np.ndarray, settings: Settings) -> dict[str, float]:
+    """Mean scores of query vectors over the whole catalogue, searched exactly whatever the run's index; never Q × N at once."""
+    index, catalog = retriever.indexed(Index(kind="exact")).index, retriever.catalog
+    found, _ = index.search(queries, min(max(settings.evaluation.cutoffs), len(catalog)))
+    return evaluate(catalog, query_rows, found, settings.evaluation).select_dtypes("number").mean().to_dict()
 
 
 def _sample(retriever: Retriever, products: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -9,6 +9,7 @@ import torch
 from makelib.data.sources.bazaar.world import generate
 from makelib.settings import preset
 from makelib.study import diagnostics
+from makelib.study.metrics import positives
 
 SETTINGS = preset("smoke").replace(
     **{"bazaar.products": 150, "bazaar.queries": 120, "bazaar.clicks": 1200, "training.batch_size": 64}
@@ -56,6 +57,11 @@ def test_alignment_follows_knowledge_and_uniformity_the_spread(catalog):
     table = diagnostics.geometry({"wise": wise, "lost": lost, "heap": heap}, rows)
     assert table.loc["wise", "alignment"] < table.loc["lost", "alignment"] - 0.3
     assert table.loc["lost", "alignment"] == pytest.approx(2, abs=0.15)
+    position, product = positives(catalog, rows)
+    queries = wise.model.encode_queries(catalog.queries["query"].iloc[rows].tolist())
+    pairs = ((queries[position] - wise.vectors.embedding[product]) ** 2).sum(axis=1)
+    each = [pairs[position == query].mean() for query in np.unique(position)]
+    assert table.loc["wise", "alignment"] == pytest.approx(np.mean(each), abs=1e-5)
     assert table.loc["heap", "uniformity of products"] == pytest.approx(0, abs=1e-9)
     assert table.loc["wise", "uniformity of products"] < -3.5
     slow = [

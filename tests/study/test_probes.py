@@ -16,7 +16,7 @@ from makelib.data.tables import write_catalog
 from makelib.data.tokens import tokenizer_for
 from makelib.model.make import MakeModel
 from makelib.search.retriever import Retriever
-from makelib.settings import preset
+from makelib.settings import Index, preset
 from makelib.study import bounds, probes
 from makelib.study.bounds import oracle_run
 from makelib.study.metrics import evaluate
@@ -120,6 +120,18 @@ def test_leave_one_out_and_enrichment_return_scores(retriever):
     assert table["Rel@10"].between(0, 1).all()
     gap = probes.enriched_gap(retriever, rows, SETTINGS)
     assert gap.index.tolist() == ["raw query", "query and keywords"]
+
+
+def test_what_a_modality_is_worth_is_judged_in_shards_and_exactly_whatever_the_index(retriever, monkeypatch):
+    rows, catalog = retriever.catalog.query_rows("test")[:20], retriever.catalog
+    whole = probes.without_a_modality(retriever, rows, SETTINGS)
+    queries = retriever.model.encode_queries(catalog.queries["query"].iloc[rows].tolist())
+    ranked = np.argsort(-(queries @ retriever.vectors.embedding.T), axis=1, kind="stable")[:, :100]
+    expected = evaluate(catalog, rows, ranked, SETTINGS.evaluation).select_dtypes("number").mean()
+    assert whole.loc["title and image"].to_dict() == pytest.approx(expected.to_dict(), nan_ok=True)
+    monkeypatch.setattr(probes, "SHARD", 97)
+    approximate = retriever.indexed(Index(kind="ivf"))
+    pd.testing.assert_frame_equal(probes.without_a_modality(approximate, rows, SETTINGS), whole)
 
 
 def test_correlation_with_the_truth_by_hand():
