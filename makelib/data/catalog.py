@@ -239,9 +239,10 @@ class Catalog:
         for key in sorted({key for constraints in wanted for key in constraints}):
             if key in self.attributes:
                 have = self.attributes[key].cat
-                asked = have.categories.get_indexer([constraints.get(key) for constraints in wanted])
-                asked[asked < 0] = -2  # meets nothing; -1 is the code of products that state nothing
-                relevance += asked[:, None] == have.codes.to_numpy()[product_rows]
+                asked, codes = have.categories.get_indexer([each.get(key) for each in wanted]), have.codes.to_numpy()
+                own = np.flatnonzero(asked >= 0)  # the others do not ask, or for what nobody has
+                stated = codes[product_rows if product_rows.ndim == 1 else product_rows[own]]
+                relevance[own] += asked[own, None].astype(codes.dtype) == stated  # one byte each, not eight
         relevance /= np.maximum(counts, 1)[:, None]
         if (counts == 0).any():
             judged, own = self._judged[query_rows[counts == 0]], np.flatnonzero(counts == 0)
