@@ -22,7 +22,7 @@ from makelib.model.frozen import pictures
 from makelib.model.keywords import FalseNegatives, KeywordTable, WordTables, enrich
 from makelib.model.make import ProductVectors, further_of
 from makelib.runtime import progress
-from makelib.search.retriever import Retriever
+from makelib.search.retriever import KEPT, Retriever
 from makelib.settings import Index, Settings
 from makelib.study.metrics import evaluate
 from makelib.study.readers import can_read
@@ -193,7 +193,7 @@ def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: S
                 has_image[shard] & seen,
                 (further[places], owner) if seen else None,
             )
-            shards.append((vectors.embedding, vectors.weights))  # the parts of a million would be gigabytes
+            shards.append([getattr(vectors, name).astype(kind) for name, kind in KEPT.items()])  # no parts: gigabytes
         left = replace(retriever, vectors=ProductVectors(*map(np.concatenate, zip(*shards, strict=True))))
         rows.append({"indexed": view, **_scores(left, query_rows, queries, settings)})
     return pd.DataFrame(rows).set_index("indexed")
