@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import tracemalloc
 import types
 
 import numpy as np
@@ -14,7 +15,7 @@ from makelib.data.sources.bazaar.words import vocabulary
 from makelib.data.sources.bazaar.world import generate
 from makelib.data.tables import write_catalog
 from makelib.data.tokens import tokenizer_for
-from makelib.model.make import MakeModel
+from makelib.model.make import MakeModel, ProductVectors
 from makelib.search.retriever import Retriever
 from makelib.settings import Index, preset
 from makelib.study import bounds, probes
@@ -132,6 +133,23 @@ def test_what_a_modality_is_worth_is_judged_in_shards_and_exactly_whatever_the_i
     monkeypatch.setattr(probes, "SHARD", 97)
     approximate = retriever.indexed(Index(kind="ivf"))
     pd.testing.assert_frame_equal(probes.without_a_modality(approximate, rows, SETTINGS), whole)
+
+
+def test_a_large_catalogue_is_never_scored_against_all_queries_at_once(monkeypatch):
+    """Chapters 3 and 4 were killed at a million products: 3,000 queries times all of them, and their order."""
+    random, N, Q = np.random.default_rng(0), 30_000, 400
+    vectors, queries = random.normal(size=(N, 8)), random.normal(size=(Q, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    products = pd.DataFrame({"product_id": np.arange(N).astype(str)})
+    catalog = type("Shop", (), {"products": products, "fingerprint": "shop", "__len__": lambda shop: N})()
+    model = types.SimpleNamespace(fingerprint=lambda: "model")
+    retriever = Retriever("large", model, catalog, None, ProductVectors(vectors.astype(np.float16), np.ones((N, 2))))
+    monkeypatch.setattr(probes, "evaluate", lambda *given: pd.DataFrame({"found": given[2][:, 0]}))
+    tracemalloc.start()
+    probes._scores(retriever, np.arange(Q), queries, SETTINGS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < Q * N  # bytes; all scores would be four times as many, their order eight times
 
 
 def test_correlation_with_the_truth_by_hand():
