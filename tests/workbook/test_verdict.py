@@ -64,7 +64,9 @@ def test_unclear_says_what_could_have_been_seen_and_alike_says_so():
 def test_what_did_not_run_is_said():
     images, parts, _ = verdict([], "shop")
     assert images == "On shop, this run did not compare search with and without images."
-    assert parts == "Modal Adaptation was not run; Keyword Enhancement was not run."
+    assert (
+        parts == "Modal Adaptation was compared with nothing else; Keyword Enhancement was compared with nothing else."
+    )
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def _images(row: Mapping[str, Any] | None, catalogue: str, alpha: float) -> str:
 
 def _adds(subject: str, row: Mapping[str, Any] | None, alpha: float) -> str:
     if row is None:
-        return f"{subject.removesuffix(' adds')} was not run"
+        return f"{subject.removesuffix(' adds')} was compared with nothing else"
     said = {
         "better": subject,
         "worse": f"{subject.removesuffix(' adds')} takes away",
