@@ -46,7 +46,7 @@ def test_readmes_first_screen_leads_to_a_search_and_to_why(newcomer, gated_page,
         panel = page.locator(".mkx-panel")
         panel.get_by_label("Query").fill(query)
         panel.locator(".mkx-status b", has_text=query).wait_for()
-        assert panel.locator(".mkx-cards .mkx-category").all_inner_texts()[:4] == ["dresses"] * 4
+        assert panel.locator(".mkx-cards .mkx-category").all_inner_texts()[:4] == ["bags"] * 4
         panel.get_by_role("button", name="Why?").first.click()
         panel.locator(".mkx-why").wait_for()
         assert panel.locator("[role=alert]").count() == 0
