@@ -37,8 +37,8 @@ def geometry(retrievers: Mapping[str, Retriever], query_rows: np.ndarray) -> pd.
         position, product = positives(retriever.catalog, query_rows)
         asked, begin = np.unique(position, return_index=True)
         # query by query: a word that a tenth of a million products meet has more positives than all others together
-        met = zip(queries[asked], np.split(product, begin[1:]), strict=True)
-        apart = [2 - 2 * np.mean(products[rows].astype(np.float32) @ query) for query, rows in met if len(rows)]
+        met = zip(queries[asked], np.split(product, begin)[1:], strict=True)
+        apart = [2 - 2 * np.mean(products[rows].astype(np.float32) @ query) for query, rows in met]
         chosen = np.sort(np.random.default_rng(0).permutation(len(products))[:SAMPLE])
         lines[name] = {
             "alignment": np.mean(apart) if apart else np.nan,

@@ -28,6 +28,9 @@ from makelib.study.metrics import evaluate
 from makelib.study.readers import can_read
 from makelib.study.statistics import interval
 
+#: what a probe judges by, whatever the run's own index
+EXACT = Index(kind="exact")
+
 
 def modal_weights(retriever: Retriever) -> pd.DataFrame:
     """One row per product: `category, weight_image, has_title, has_image` and, where known, the columns of `catalog.truth`."""
@@ -181,7 +184,7 @@ def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: S
     pixels, has_image, (further, owners) = pictures(catalog, model)
     titles = catalog.products["title"].fillna("")
     queries = model.encode_queries(catalog.queries["query"].iloc[query_rows].tolist())
-    rows = [{"indexed": "title and image", **_scores(retriever, query_rows, queries, settings)}]
+    rows = [{"indexed": "title and image", **_scores(retriever.indexed(EXACT), query_rows, queries, settings)}]
     for view, told, seen in (("without images", True, False), ("without titles", False, True)):
         shards = []
         for start in progress(range(0, len(catalog), SHARD), description=view, unit="shard"):
@@ -195,7 +198,7 @@ def without_a_modality(retriever: Retriever, query_rows: np.ndarray, settings: S
             )
             shards.append([getattr(vectors, name).astype(kind) for name, kind in KEPT.items()])  # no parts: gigabytes
         left = replace(retriever, vectors=ProductVectors(*map(np.concatenate, zip(*shards, strict=True))))
-        rows.append({"indexed": view, **_scores(left, query_rows, queries, settings)})
+        rows.append({"indexed": view, **_scores(left.indexed(EXACT), query_rows, queries, settings)})
     return pd.DataFrame(rows).set_index("indexed")
 
 
@@ -256,14 +259,15 @@ def enriched_gap(retriever: Retriever, query_rows: np.ndarray, settings: Setting
     with torch.inference_mode():
         enriched = model.query(*(torch.from_numpy(array).to(model.device) for array in pairs.values()))
     asked = {"raw query": model.encode_queries(texts), "query and keywords": enriched.float().cpu().numpy()}
-    rows = [{"asked": name, **_scores(retriever, query_rows, each, settings)} for name, each in asked.items()]
+    exact = retriever.indexed(EXACT)
+    rows = [{"asked": name, **_scores(exact, query_rows, each, settings)} for name, each in asked.items()]
     return pd.DataFrame(rows).set_index("asked")
 
 
 def _scores(retriever: Retriever, query_rows: np.ndarray, queries: np.ndarray, settings: Settings) -> dict[str, float]:
-    """Mean scores of query vectors over the whole catalogue, searched exactly whatever the run's index; never Q × N at once."""
-    index, catalog = retriever.indexed(Index(kind="exact")).index, retriever.catalog
-    found, _ = index.search(queries, min(max(settings.evaluation.cutoffs), len(catalog)))
+    """Mean scores of query vectors over the whole catalogue; never Q × N at once."""
+    catalog = retriever.catalog
+    found, _ = retriever.index.search(queries, min(max(settings.evaluation.cutoffs), len(catalog)))
     return evaluate(catalog, query_rows, found, settings.evaluation).select_dtypes("number").mean().to_dict()
 
 

@@ -72,6 +72,14 @@ def test_alignment_follows_knowledge_and_uniformity_the_spread(catalog):
     assert table.loc["wise", "uniformity of products"] == pytest.approx(np.log(np.mean(slow)))
 
 
+def test_alignment_without_anything_relevant_is_no_number(catalog, monkeypatch):
+    nothing = np.zeros(0, np.int64)
+    monkeypatch.setattr(diagnostics, "positives", lambda *_: (nothing, nothing))
+    table = diagnostics.geometry({"lost": knowing(catalog, 0.0)}, catalog.query_rows("test"))
+    assert np.isnan(table.loc["lost", "alignment"])
+    assert np.isfinite(table.loc["lost", "uniformity of products"])
+
+
 def test_scores_that_know_promise_what_is_observed(catalog):
     table, diagram = diagnostics.calibration({"wise": knowing(catalog, 0.7), "lost": knowing(catalog, 0.0)}, SETTINGS)
     assert table.loc["wise", "Brier"] < 0.8 * table.loc["wise", "Brier of a constant"]

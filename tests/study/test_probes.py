@@ -146,7 +146,7 @@ def test_a_large_catalogue_is_never_scored_against_all_queries_at_once(monkeypat
     retriever = Retriever("large", model, catalog, None, ProductVectors(vectors.astype(np.float16), np.ones((N, 2))))
     monkeypatch.setattr(probes, "evaluate", lambda *given: pd.DataFrame({"found": given[2][:, 0]}))
     tracemalloc.start()
-    probes._scores(retriever, np.arange(Q), queries, SETTINGS)
+    probes._scores(retriever.indexed(probes.EXACT), np.arange(Q), queries, SETTINGS)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < Q * N  # bytes; all scores would be four times as many, their order eight times
